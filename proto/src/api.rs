@@ -1,0 +1,332 @@
+//! What `meshctl` and other programs ask of `meshd`, over HTTP on the control socket (and the reading part on `--http`).
+//!
+//! Keys are stable within [`VERSION`]: keys are added, never renamed or removed. Ids are hex, times are in the unit that the key ends in.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::id::PeerId;
+
+/// Version of the JSON documents.
+pub const VERSION: u32 = 1;
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the keys are their own description; README.md explains those that need it")]
+pub struct Status {
+    pub version: u32,
+    pub peer: Me,
+    pub links: Vec<Link>,
+    pub peers: Vec<Peer>,
+    pub ipam: Ipam,
+    pub data: Data,
+    pub problems: Vec<Problem>,
+    /// The addresses that this peer connects to first, by flag, file or `connect`.
+    pub targets: Vec<Target>,
+    pub routes: Vec<Route>,
+    pub device: Device,
+}
+
+/// This peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Me {
+    pub id: PeerId,
+    pub name: String,
+    pub software: String,
+    pub uptime_s: u64,
+}
+
+/// State of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// A dial is under way.
+    Connecting,
+    /// Both ends agree, and data passes.
+    Established,
+    /// It cannot work until something changes; `reason` says what.
+    Failed,
+    /// Waiting for the next dial.
+    Retrying,
+}
+
+/// One link, or an attempt at one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Link {
+    /// Empty while the other end is not known.
+    #[serde(with = "optional_id")]
+    pub peer: Option<PeerId>,
+    pub name: String,
+    /// `IP:PORT`, or the target as it was given when it does not resolve.
+    pub address: String,
+    pub state: LinkState,
+    /// `udp`, `quic` or `vxlan`.
+    pub transport: String,
+    pub encrypted: bool,
+    pub mtu: u32,
+    pub rtt_ms: f64,
+    pub outbound: bool,
+    pub reason: Option<String>,
+    /// Seconds until the next dial, when retrying.
+    pub retry_s: Option<u64>,
+    pub cipher: String,
+}
+
+/// A peer of the mesh.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Peer {
+    pub id: PeerId,
+    pub name: String,
+    pub reachable: bool,
+    pub hops: u32,
+    /// First relay, when frames to it are relayed.
+    pub via: Option<PeerId>,
+    pub links: Vec<PeerId>,
+    pub software: String,
+    pub addresses: Vec<SocketAddr>,
+    /// Seconds since its last record changed here.
+    pub changed_s: u64,
+}
+
+/// The address space.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Ipam {
+    /// `off`, `waiting` or `ready`.
+    pub state: String,
+    pub range: String,
+    pub subnet: String,
+    pub owned: u64,
+    pub used: u64,
+    pub free: u64,
+    pub shares: Vec<Share>,
+}
+
+impl Ipam {
+    /// No address space is managed.
+    pub fn off() -> Ipam {
+        Ipam {
+            state: "off".into(),
+            range: String::new(),
+            subnet: String::new(),
+            owned: 0,
+            used: 0,
+            free: 0,
+            shares: Vec::new(),
+        }
+    }
+}
+
+/// What one peer owns of the address space.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Share {
+    pub peer: PeerId,
+    pub name: String,
+    pub addresses: u64,
+    pub percent: f64,
+    pub reachable: bool,
+}
+
+/// Frames that crossed this peer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Data {
+    pub tx_frames: u64,
+    pub tx_bytes: u64,
+    pub rx_frames: u64,
+    pub rx_bytes: u64,
+    /// Datagrams passed on for others.
+    pub relayed: u64,
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// Something is wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Problem {
+    pub what: String,
+    #[serde(rename = "do")]
+    pub remedy: String,
+}
+
+/// An address to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Target {
+    pub address: String,
+    /// `flag` (flag, environment or file) or `connect` (remembered by command).
+    pub source: String,
+}
+
+/// How frames travel to one peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Route {
+    pub peer: PeerId,
+    pub name: String,
+    /// `direct`, `relayed` or `none`.
+    pub kind: String,
+    pub address: Option<SocketAddr>,
+    /// Relays in order.
+    pub relays: Vec<PeerId>,
+    pub rtt_ms: f64,
+    /// Peers that I pass this peer's flooded frames on to.
+    pub flood_to: Vec<PeerId>,
+}
+
+/// The bridge and the TAP device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Device {
+    pub bridge: String,
+    pub tap: String,
+    pub mtu: u32,
+    pub queues: u32,
+    /// Offloads in use: `vnet-header`, `tso`, `uso`, `udp-gso`, `udp-gro`.
+    pub offloads: Vec<String>,
+    /// Addresses that the host has on the bridge by `expose`.
+    pub exposed: Vec<String>,
+}
+
+/// `GET /v1/macs`: one learned address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MacEntry {
+    pub mac: String,
+    pub peer: PeerId,
+    pub name: String,
+    pub age_s: u64,
+    pub local: bool,
+}
+
+/// `GET /v1/topology`: the whole cluster as this peer sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Topology {
+    pub peers: Vec<TopologyPeer>,
+    pub links: Vec<TopologyLink>,
+}
+
+/// A peer in a topology.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct TopologyPeer {
+    pub id: PeerId,
+    pub name: String,
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// A link in a topology; `a < b`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct TopologyLink {
+    pub a: PeerId,
+    pub b: PeerId,
+    pub rtt_ms: f64,
+    pub transport: String,
+}
+
+/// `GET /v1/report`: everything, for a bug report. No secrets in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Report {
+    pub version: u32,
+    pub status: Status,
+    pub topology: Topology,
+    pub macs: Vec<MacEntry>,
+    /// Settings as they took effect.
+    pub settings: BTreeMap<String, String>,
+    /// Counters by metric name.
+    pub counters: BTreeMap<String, u64>,
+    pub kernel: String,
+    /// Newest events last.
+    pub events: Vec<String>,
+}
+
+/// A command: `POST /v1/command`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Command {
+    /// Connect to these, now and after restarts.
+    Connect { addresses: Vec<String> },
+    /// Forget these.
+    Forget { addresses: Vec<String> },
+    /// Give a namespace (name, path or pid) an interface on the bridge and addresses.
+    Attach { namespace: String, addresses: Vec<String> },
+    /// Take addresses (all: and the interface) from a namespace.
+    Detach { namespace: String, addresses: Vec<String> },
+    /// Give the host an address on the bridge.
+    Expose { address: String },
+    /// Take it away; empty: all.
+    Hide { address: Option<String> },
+    /// Probe a peer, by name or id, through the overlay's own path.
+    Ping { peer: String },
+    /// The path of a frame to an IP address, MAC address or peer.
+    Trace { to: String },
+}
+
+/// The answer to a [`Command`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// The interface and addresses that a namespace has now.
+    Attached { interface: String, addresses: Vec<String> },
+    /// One probe came back.
+    Pong { peer: PeerId, name: String, rtt_ms: f64, path: String },
+    /// The path.
+    Trace(Trace),
+    /// The peer said no.
+    Refused { reason: String },
+}
+
+/// The answer to [`Command::Trace`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Trace {
+    pub to: String,
+    pub mac: Option<String>,
+    pub peer: PeerId,
+    pub name: String,
+    /// True: on this machine's bridge.
+    pub local: bool,
+    pub hops: Vec<TraceHop>,
+    pub mtu: u32,
+    pub cipher: String,
+}
+
+/// One peer on a path.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct TraceHop {
+    pub peer: PeerId,
+    pub name: String,
+    pub address: Option<SocketAddr>,
+    /// Of the link that leads to it.
+    pub rtt_ms: f64,
+}
+
+mod optional_id {
+    use super::PeerId;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(id: &Option<PeerId>, serializer: S) -> Result<S::Ok, S::Error> {
+        match id {
+            Some(id) => serializer.collect_str(id),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PeerId>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(serde::de::Error::custom) }
+    }
+}

@@ -1,0 +1,32 @@
+//! The largest of everything that can arrive from the network, each with the reason for its number.
+
+/// Bytes of one control message, header included. The largest is a batch of records; a record is at most [`RECORD_MAX_BYTES`].
+pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
+/// Bytes of one signed record. 128 links of 11 bytes, 16 addresses of 19, a name and extensions stay under 4 KiB; the rest is room for later fields.
+pub const RECORD_MAX_BYTES: usize = 16 * 1024;
+/// Records in one message, so that a single message cannot hold the receiver for long (each costs a signature check of about 50 µs).
+pub const RECORDS_PER_MESSAGE_MAX: usize = 256;
+/// Bytes of a peer's name: what fits a host name label.
+pub const NAME_MAX_BYTES: usize = 64;
+/// Bytes of a version string.
+pub const SOFTWARE_MAX_BYTES: usize = 64;
+/// Addresses that one peer may tell of itself: enough for a machine with several interfaces in both families.
+pub const ENDPOINTS_MAX: usize = 16;
+/// Links in one record: above the largest sensible `--max-links`.
+pub const RECORD_LINKS_MAX: usize = 1024;
+/// Extension fields of a record or hello.
+pub const EXTENSIONS_MAX: usize = 32;
+/// Peers that one mesh may hold. Design size is 1,000; beyond ten times that the records alone cost tens of MB.
+pub const PEERS_MAX: usize = 10_000;
+/// Relays between two peers. Three reach any two ends of a graph of degree 8 and 1,000 peers in practice, and bound the header.
+pub const RELAYS_MAX: usize = 3;
+/// Lanes of one session: two for each worker, one for the node itself.
+pub const LANES_MAX: usize = 33;
+/// Buckets of the digest exchange: at 1,000 peers about four records differ for each unequal bucket.
+pub const DIGEST_BUCKETS: usize = 256;
+/// Hops that a flooded frame may take: above the diameter of any graph we build.
+pub const FLOOD_HOPS_MAX: u8 = 16;
+/// Bytes of a frame or super-frame read from a TAP: 64 KiB of packet and the longest stack of headers.
+pub const SUPERFRAME_MAX_BYTES: usize = 65_536 + 64;
+/// Bytes of a datagram's payload over UDP (IPv4).
+pub const DATAGRAM_MAX_BYTES: usize = 65_507;

@@ -1,0 +1,158 @@
+//! The forwarding information base: what the frame path needs to know, compiled by the node into an immutable value.
+//!
+//! A `Fib` never changes after it is published; workers load the current one once per batch. What does change at frame rate
+//! (lane counters, replay and flood windows, traffic marks, storm budgets) sits behind the `Arc`s in it, as atomics.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
+
+use meshnet_proto::wire::data::Route;
+use meshnet_proto::{PeerId, ShortId};
+
+use crate::session::{ReplayWindow, Session};
+
+/// A peer's place in [`Fib::peers`]: stays with the peer while the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct PeerSlot(pub u32);
+
+/// The snapshot.
+#[derive(Debug, Default)]
+pub struct Fib {
+    /// Grows by one with each snapshot.
+    pub epoch: u64,
+    /// This peer.
+    pub me: ShortId,
+    /// Low 16 bits of this peer's incarnation.
+    pub incarnation: u16,
+    /// Peers by slot.
+    pub peers: Vec<Option<FibPeer>>,
+    /// Slots by short id, ascending: for relays and flood origins.
+    pub by_short: Vec<(ShortId, PeerSlot)>,
+    /// Sessions by the low 16 bits of their local index; the whole index must match.
+    pub sessions: Vec<Option<FibSession>>,
+    /// Peers that a frame flooded by this machine goes to.
+    pub flood_out: Vec<PeerSlot>,
+    /// Set for 2 s after a change of topology: floods go over every link instead of along the tree.
+    pub flood_all: bool,
+    /// Peers with a live direct link, for `flood_all`.
+    pub neighbours: Vec<PeerSlot>,
+    /// Underlay addresses of this machine and its peers: packets to or from them on our port never enter the overlay.
+    pub underlay: Vec<IpAddr>,
+    /// The port of `underlay`.
+    pub underlay_port: u16,
+    /// Shared state of this machine's own floods.
+    pub own_flood: Arc<OwnFlood>,
+}
+
+/// A session and whose it is.
+#[derive(Debug, Clone)]
+pub struct FibSession {
+    /// The other end.
+    pub slot: PeerSlot,
+    /// Keys, counters, windows.
+    pub session: Arc<Session>,
+}
+
+/// A peer as the frame path sees it.
+#[derive(Debug, Clone)]
+pub struct FibPeer {
+    /// Who.
+    pub id: PeerId,
+    /// The session to seal with, when there is one.
+    pub session: Option<Arc<Session>>,
+    /// The way to it.
+    pub path: Path,
+    /// The direct address, when the direct link is alive: what relays and floods use, never a relay.
+    pub direct: Option<SocketAddr>,
+    /// Where frames flooded by this peer go on to from here.
+    pub flood_on: Vec<PeerSlot>,
+    /// Low 16 bits of its incarnation.
+    pub incarnation: u16,
+    /// Which of its floods came already.
+    pub flood_window: Arc<ReplayWindow>,
+    /// What it may flood.
+    pub storm: Arc<StormBudget>,
+    /// Marks that the node reads to judge the paths.
+    pub traffic: Arc<Traffic>,
+    /// Largest sealed datagram (outer header to tag) for the direct path.
+    pub datagram_max: usize,
+}
+
+/// The way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Path {
+    /// No way known.
+    #[default]
+    None,
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Through relays; `first` has a live direct link.
+    Relayed {
+        /// The first relay.
+        first: PeerSlot,
+        /// All hops, the destination last.
+        route: Route,
+    },
+}
+
+/// What passed between this machine and a peer, by path. Written by workers, read by the node.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Datagrams sealed for it and sent on the direct path.
+    pub tx_direct: AtomicU64,
+    /// Datagrams of it that came on the direct path and proved genuine.
+    pub rx_direct: AtomicU64,
+    /// Datagrams sent by relays.
+    pub tx_relayed: AtomicU64,
+    /// Datagrams of it that came by relays and proved genuine.
+    pub rx_relayed: AtomicU64,
+}
+
+/// Tokens for flooded frames: refilled by the driver's tick, so that the frame path reads no clock.
+#[derive(Debug)]
+pub struct StormBudget {
+    /// Tokens left; drops below zero when exceeded.
+    pub tokens: AtomicI64,
+}
+
+impl Default for StormBudget {
+    fn default() -> StormBudget {
+        StormBudget { tokens: AtomicI64::new(STORM_BURST_FRAMES) }
+    }
+}
+
+/// State of this machine's own floods.
+#[derive(Debug, Default)]
+pub struct OwnFlood {
+    /// Number of the next flooded datagram.
+    pub sequence: AtomicU32,
+    /// What this machine may flood.
+    pub storm: StormBudget,
+    /// Whether the budget was exceeded since the node last looked.
+    pub exceeded: AtomicBool,
+}
+
+impl Fib {
+    /// The peer at `slot`.
+    pub fn peer(&self, slot: PeerSlot) -> Option<&FibPeer> {
+        self.peers.get(slot.0 as usize)?.as_ref()
+    }
+
+    /// The slot of a short id.
+    pub fn slot(&self, short: ShortId) -> Option<PeerSlot> {
+        let at = self.by_short.binary_search_by_key(&short, |entry| entry.0).ok()?;
+        self.by_short.get(at).map(|entry| entry.1)
+    }
+
+    /// The session with this local index.
+    pub fn session(&self, index: u32) -> Option<&FibSession> {
+        let entry = self.sessions.get((index & 0xffff) as usize)?.as_ref()?;
+        (entry.session.local_index == index).then_some(entry)
+    }
+}
+
+/// Flooded frames that one origin may send in a burst: a few seconds of ARP and discovery on a busy bridge.
+pub const STORM_BURST_FRAMES: i64 = 8_000;
+/// Flooded frames per second that one origin may sustain: a multicast stream of 40 Mbit/s in full frames passes, a loop does not.
+pub const STORM_RATE_FRAMES: i64 = 4_000;

@@ -1,0 +1,1 @@
+//! Rekeying: when, and the exchange (Rekey, RekeyAck, RekeyDone) over the link.
