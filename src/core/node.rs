@@ -116,6 +116,8 @@ pub enum LinkEnd {
     Remote(Option<CloseReason>),
     /// Nothing heard for too long.
     Timeout,
+    /// TLS refused: the other end judged our certificate after our end of the handshake was done.
+    Secret,
     /// Anything else.
     Other(String),
 }
