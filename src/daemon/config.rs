@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use meshnet_proto::limits;
 
 use crate::ctl::usage;
+use crate::telemetry::Format;
 
 pub mod flag;
 pub mod value;
@@ -75,7 +76,7 @@ pub struct Settings {
     /// Lines below this are not written.
     pub log_level: tracing::Level,
     /// Their form.
-    pub log_format: LogFormat,
+    pub log_format: Format,
     /// What to log at the start: settings that have no effect, variables that look mistyped.
     pub warnings: Vec<String>,
 }
@@ -96,15 +97,6 @@ pub enum Profile {
     Default,
     /// One second.
     Fast,
-}
-
-/// The form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines.
-    Json,
 }
 
 /// What the command line asks for.
@@ -314,7 +306,7 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         socket: texts.one("socket", socket)?.unwrap_or_else(|| "/run/meshnet/meshd.sock".into()),
         http: texts.one("http", value::http)?.unwrap_or(Some(HTTP)),
         log_level: texts.one("log-level", |text| value::word(text, &LEVELS))?.unwrap_or(tracing::Level::INFO),
-        log_format: texts.one("log-format", |text| value::word(text, &FORMATS))?.unwrap_or(LogFormat::Text),
+        log_format: texts.one("log-format", |text| value::word(text, &FORMATS))?.unwrap_or(Format::Text),
         warnings: Vec::new(),
     };
     check_together(&texts, &settings)?;
@@ -442,7 +434,7 @@ const WORKERS_MAX: usize = (limits::LANES_MAX - 1) / 2;
 /// Beyond four queues the gain in the measurements was gone.
 const WORKERS_AUTO_MAX: usize = 4;
 const PROFILES: [(&str, Profile); 2] = [("default", Profile::Default), ("fast", Profile::Fast)];
-const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+const FORMATS: [(&str, Format); 2] = [("text", Format::Text), ("json", Format::Json)];
 const LEVELS: [(&str, tracing::Level); 5] = [
     ("error", tracing::Level::ERROR),
     ("warn", tracing::Level::WARN),

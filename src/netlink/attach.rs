@@ -43,6 +43,13 @@ impl Netlink {
         namespace: &str,
         addresses: &[IpNet],
     ) -> Result<Attached, Error> {
+        let mut once: Vec<IpNet> = Vec::with_capacity(addresses.len());
+        addresses.iter().for_each(|net| {
+            if !once.contains(net) {
+                once.push(*net)
+            }
+        });
+        let addresses = once.as_slice();
         let bridge = self.bridge(bridge).await?;
         let place = Place::open(namespace)?;
         let port = self.link(&place.port).await?;

@@ -186,9 +186,9 @@ impl Netlink {
 
     async fn make_bridge(&self, desired: &Desired) -> Result<(), Error> {
         let name = &desired.bridge;
+        // Without MTU: only one that is set later counts as the user's, and stays when ports come and go (br_mtu_auto_adjust).
         let bridge = LinkBridge::new(name)
             .address(desired.mac.0.to_vec())
-            .mtu(desired.mtu)
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
             .mcast_snooping(false);
@@ -220,15 +220,16 @@ pub(super) fn difference(desired: &Desired, links: &[Link], addresses: &[Address
     }
     when(ours && bridge.mac != Some(desired.mac), Change::BridgeMac);
     when(ours && (bridge.stp || bridge.snooping), Change::BridgeSettings);
+    let joined = tap.is_some_and(|tap| tap.master == Some(bridge.index));
+    // Ours is set before a port joins: the kernel would follow the port, and take our word later for no change.
+    // An adopted one follows its ports by itself; only where its owner has fixed it higher is it lowered, because what is longer is lost at the TAP.
+    let mtu_differs = if ours { bridge.mtu != desired.mtu } else { joined && bridge.mtu > desired.mtu };
+    when(mtu_differs, Change::BridgeMtu { from: bridge.mtu, to: desired.mtu });
     if let Some(tap) = tap {
-        let joined = tap.master == Some(bridge.index);
         when(!joined, Change::TapJoined);
         when(!ours && !(joined && tap.floods_multicast && tap.multicast_router), Change::TapMulticast);
         when(!tap.up, Change::TapUp);
     }
-    // An adopted bridge may serve others too: it is never raised, and lowered because what is longer would be lost at the TAP.
-    let mtu_differs = if ours { bridge.mtu != desired.mtu } else { bridge.mtu > desired.mtu };
-    when(mtu_differs, Change::BridgeMtu { from: bridge.mtu, to: desired.mtu });
     when(!bridge.up, Change::BridgeUp);
     when(tap.is_none(), Change::TapMissing);
     for net in &desired.exposed {
