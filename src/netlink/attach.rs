@@ -114,10 +114,13 @@ impl Netlink {
     }
 
     async fn attach_new(&self, place: &Place, bridge: &Link, mtu: u32, addresses: &[IpNet]) -> Result<Attached, Error> {
-        let made = self.make_pair(place, mtu, addresses).await;
-        let port = match made {
-            Ok(port) => port,
-            Err(error) => return Err(self.undo(place, error).await),
+        // Nothing to undo when this fails: the kernel makes both ends or none, and a port that is there is somebody else's work of this moment.
+        self.make_pair(place, mtu, addresses).await?;
+        let Some(port) = self.link(&place.port).await? else {
+            return Err(Error::Kernel {
+                doing: format!("find {}", place.port),
+                why: std::io::ErrorKind::NotFound.into(),
+            });
         };
         let all = addresses.to_vec();
         let index = port.below;
@@ -181,7 +184,7 @@ impl Netlink {
         error
     }
 
-    async fn make_pair(&self, place: &Place, mtu: u32, addresses: &[IpNet]) -> Result<Link, Error> {
+    async fn make_pair(&self, place: &Place, mtu: u32, addresses: &[IpNet]) -> Result<(), Error> {
         let mut end = LinkMessageBuilder::<LinkUnspec>::new()
             .name(INTERFACE)
             .mtu(mtu)
@@ -193,12 +196,7 @@ impl Netlink {
             .name(place.port.clone())
             .mtu(mtu)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(end.build())));
-        self.add_link(pair.build(), format!("make {INTERFACE} in '{}'", place.name)).await?;
-        let port = self.link(&place.port).await?;
-        port.ok_or_else(|| Error::Kernel {
-            doing: format!("find {}", place.port),
-            why: std::io::ErrorKind::NotFound.into(),
-        })
+        self.add_link(pair.build(), format!("make {INTERFACE} in '{}'", place.name)).await
     }
 
     /// On the bridge and up; true when it was not.

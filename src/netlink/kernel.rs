@@ -208,7 +208,15 @@ impl Netlink {
         if net.addr().is_ipv6() {
             attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
-        request.execute().await.map_err(said(format!("add {net} to {}", link.name)))
+        let doing = format!("add {net} to {}", link.name);
+        request.execute().await.map_err(|error| match error {
+            // What addrconf says where `disable_ipv6` is set; no right would help.
+            rtnetlink::Error::NetlinkError(message) if message.to_io().raw_os_error() == Some(libc::EACCES) => {
+                let why = std::io::Error::other("IPv6 is switched off there (sysctl net.ipv6.conf.*.disable_ipv6)");
+                Error::Kernel { doing, why }
+            }
+            other => said(doing)(other),
+        })
     }
 
     pub(super) async fn remove_address(&self, link: &Link, net: IpNet) -> Result<(), Error> {

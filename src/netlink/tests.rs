@@ -334,6 +334,44 @@ fn a_failed_attach_leaves_nothing() {
 }
 
 #[test]
+fn a_container_without_ipv6_is_named_as_such() {
+    let (keep, path) = container();
+    keep.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap()).unwrap();
+    on_host(async |netlink| {
+        netlink.ensure(&desired()).await.unwrap();
+        let both = [net("10.32.0.5/12"), net("fd00:32::5/64")];
+        let error = netlink.attach("mesh0", 1310, &path, &both).await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot add fd00:32::5/64 to ethmesh: IPv6 is switched off there"), "{error}");
+        netlink.attach("mesh0", 1310, &path, &both[..1]).await.unwrap();
+    });
+}
+
+#[test]
+fn the_shortest_mtu_works_too() {
+    let (keep, path) = container();
+    on_host(async |netlink| {
+        let _queue = tap();
+        // Below 1280 the kernel takes IPv6 from an interface.
+        let short = Desired { mtu: 576, ..desired() };
+        netlink.ensure(&short).await.unwrap();
+        assert_eq!(netlink.ensure(&short).await.unwrap(), []);
+        netlink.attach("mesh0", 576, &path, &[net("10.32.0.5/12")]).await.unwrap();
+        netlink.ensure(&desired()).await.unwrap();
+        assert_eq!(netlink.ensure(&desired()).await.unwrap(), []);
+        let routes = keep.run(|| std::fs::read_to_string("/proc/thread-self/net/route").unwrap()).unwrap();
+        let multicast = routes.lines().any(|line| line.starts_with("ethmesh\t000000E0\t"));
+        assert!(multicast, "multicast leaves by the mesh: {routes}");
+    });
+}
+
+#[test]
+fn a_missing_right_is_told_with_its_name() {
+    let refused = io::Error::from_raw_os_error(libc::EPERM);
+    let words = Error::io("make the bridge mesh0", refused).to_string();
+    assert!(words.starts_with("cannot make the bridge mesh0: not permitted: meshd needs CAP_NET_ADMIN"), "{words}");
+}
+
+#[test]
 fn wrong_namespaces_are_named() {
     let (keep, path) = container();
     on_host(async |netlink| {
