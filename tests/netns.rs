@@ -393,10 +393,9 @@ fn hostile_datagrams() {
     });
 }
 
-/// Runs `body` in a host's namespace, in a process of its own is not needed: a thread that enters it.
+/// Runs `body` in a host's namespace, on a thread that enters it.
 fn in_host<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
-    let path = std::path::PathBuf::from(format!("/run/netns/{name}"));
-    meshnet::sys::netns::run_in(&path, body).expect("enter the namespace")
+    meshnet::sys::netns::Netns::open(name).and_then(|namespace| namespace.run(body)).expect("enter the namespace")
 }
 
 fn rss_kb(pid: u32) -> u64 {

@@ -12,7 +12,6 @@ mod lab;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -238,7 +237,7 @@ impl Stage {
 
 /// Makes something in a pod's namespace; sockets stay in the namespace where they were made.
 fn inside<T: Send + 'static>(pod: &Host, make: impl FnOnce() -> T + Send + 'static) -> T {
-    meshnet::sys::netns::run_in(&PathBuf::from(format!("/run/netns/{}", pod.name)), make).expect("enter the pod")
+    meshnet::sys::netns::Netns::open(&pod.name).and_then(|namespace| namespace.run(make)).expect("enter the pod")
 }
 
 /// Gbit/s received, and gigabytes carried.
