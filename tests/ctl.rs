@@ -385,14 +385,14 @@ fn nobody_at_the_socket_is_exit_3() {
 fn wrong_usage_is_one_line_and_exit_2() {
     let nowhere = Path::new("/nonexistent/meshd.sock");
     for (arguments, words) in [
-        (&[][..], &["a command is missing", "status"][..]),
+        (&[][..], &["a command is missing", "one of: status, topology"][..]),
         (&["sttus"], &["'sttus'", "status"]),
         (&["status", "pers"], &["pers", "peers"]),
         (&["status", "--jsn"], &["'--jsn'", "--json"]),
         (&["status", "peers", "more"], &["more"]),
         (&["topology", "--format", "pdf"], &["'pdf'", "--format", "tree, dot, json, svg"]),
         (&["topology", "--format"], &["--format", "needs a value"]),
-        (&["watch", "--count", "0"], &["'0'", "--count", "1.."]),
+        (&["watch", "--count", "0"], &["'0'", "--count", "1 to 1000000"]),
         (&["watch", "--count", "many"], &["'many'", "--count"]),
         (&["ping"], &["NAME"]),
         (&["ping", "a", "-c", "0"], &["'0'", "--count"]),
@@ -407,7 +407,8 @@ fn wrong_usage_is_one_line_and_exit_2() {
         (&["expose", "10.0.0.1/33"], &["'10.0.0.1/33'", "10.32.0.1/12"]),
         (&["hide", "x"], &["'x'"]),
         (&["completions", "csh"], &["'csh'", "bash"]),
-        (&["ip", "list"], &["'ip'"]),
+        (&["ip", "list"], &["'ip'", "one of: status, topology"]),
+        (&["status", "zzz"], &["'zzz'", "one of: peers, links"]),
         (&["rmpeer", "x"], &["'rmpeer'"]),
         (&["capture"], &["'capture'"]),
         (&["--socket"], &["--socket", "needs a value"]),
@@ -425,6 +426,24 @@ fn watch_without_a_terminal_prints_and_counts() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stdout(&output).matches("\nLINKS  ").count(), 2);
     assert!(start.elapsed() >= Duration::from_millis(900), "a second lies between");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it() {
+    let server = Server::start(Fake::default());
+    let mut child = Process::new(env!("CARGO_BIN_EXE_meshctl"))
+        .args(["--socket", server.directory.socket().to_str().unwrap(), "watch", "--count", "20"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let start = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    assert!(start.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
