@@ -45,15 +45,15 @@ pub fn svg(topology: &Topology, me: PeerId) -> String {
     let peers = in_order(topology, &names);
     // Neighbours on the circle stand at least one line of text apart.
     let radius = (peers.len() as f64 * SPACING / TAU).max(RADIUS_MIN);
-    let size = 2.0 * (radius + MARGIN);
-    let middle = size / 2.0;
+    let (middle_x, middle_y) = (radius + MARGIN_X, radius + MARGIN_Y);
+    let (wide, high) = (2.0 * middle_x, 2.0 * middle_y);
     let mut places: BTreeMap<PeerId, (f64, f64, f64)> = BTreeMap::new();
     for (at, peer) in peers.iter().enumerate() {
         let turn = TAU * (at as f64 / peers.len() as f64 - 0.25);
-        places.insert(peer.id, (middle + radius * turn.cos(), middle + radius * turn.sin(), turn));
+        places.insert(peer.id, (middle_x + radius * turn.cos(), middle_y + radius * turn.sin(), turn));
     }
     let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {size:.0} {size:.0}\" width=\"{size:.0}\" height=\"{size:.0}\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {wide:.0} {high:.0}\" width=\"{wide:.0}\" height=\"{high:.0}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
     for link in &topology.links {
@@ -101,4 +101,6 @@ const SPACING: f64 = 34.0;
 /// Few peers shall not sit on one another.
 const RADIUS_MIN: f64 = 130.0;
 /// Room for a name of 24 letters.
-const MARGIN: f64 = 200.0;
+const MARGIN_X: f64 = 200.0;
+/// Room for two lines.
+const MARGIN_Y: f64 = 60.0;
