@@ -42,7 +42,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use accept::{Admission, Verdict};
+use accept::{Admission, Handshaking, Pending, Verdict};
 pub use error::QuicError;
 pub use link::Sent;
 use link::{Link, Outbox};
@@ -108,7 +108,7 @@ struct Shared {
     events: mpsc::Sender<Input>,
     next_link: AtomicU64,
     dials: AtomicUsize,
-    handshakes: AtomicUsize,
+    pending: Arc<Pending>,
     links: Mutex<BTreeMap<LinkId, Arc<Outbox>>>,
     link_gone: Notify,
     relieved: Mutex<BTreeSet<LinkId>>,
@@ -161,7 +161,7 @@ impl Quic {
             events,
             next_link: AtomicU64::new(1),
             dials: AtomicUsize::new(0),
-            handshakes: AtomicUsize::new(0),
+            pending: Arc::default(),
             links: Mutex::default(),
             link_gone: Notify::new(),
             relieved: Mutex::default(),
@@ -309,11 +309,11 @@ impl Shared {
     }
 
     /// The answering end's handshake, and the link after it.
-    async fn answer(self: Arc<Self>, incoming: Incoming) {
+    async fn answer(self: Arc<Self>, incoming: Incoming, handshaking: Handshaking) {
         let remote = socket::unmapped(incoming.remote_address());
         let relayed = virtual_peer(remote).is_some();
         let handshake = async {
-            let _counted = Counted::new(&self.handshakes);
+            let _until_done = handshaking;
             let connecting = incoming.accept_with(self.servers[usize::from(relayed)].clone())?;
             timeout(self.handshake_time, connecting).await.unwrap_or(Err(quinn::ConnectionError::TimedOut))
         };
@@ -386,11 +386,6 @@ impl Drop for Registered<'_> {
 struct Counted<'a>(&'a AtomicUsize);
 
 impl Counted<'_> {
-    fn new(counter: &AtomicUsize) -> Counted<'_> {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Counted(counter)
-    }
-
     fn below(counter: &AtomicUsize, limit: usize) -> Option<Counted<'_>> {
         let counted = Counted(counter);
         (counter.fetch_add(1, Ordering::Relaxed) < limit).then_some(counted)
@@ -409,9 +404,12 @@ async fn accept_all(shared: Arc<Shared>) {
     let mut answers = JoinSet::new();
     while let Some(incoming) = shared.endpoint.accept().await {
         while answers.try_join_next().is_some() {}
-        let proven = incoming.remote_address_validated();
-        match admission.judge(Instant::now(), proven, shared.handshakes.load(Ordering::Relaxed)) {
-            Verdict::Accept => drop(answers.spawn(shared.clone().answer(incoming))),
+        let remote = incoming.remote_address();
+        match admission.judge(Instant::now(), incoming.remote_address_validated(), shared.pending.count(remote)) {
+            Verdict::Accept => {
+                let handshaking = shared.pending.begin(remote);
+                answers.spawn(shared.clone().answer(incoming, handshaking));
+            }
             Verdict::Retry => {
                 shared.counters.retries.fetch_add(1, Ordering::Relaxed);
                 if let Err(error) = incoming.retry() {

@@ -224,6 +224,22 @@ async fn another_secret_is_refused_in_the_handshake() {
 }
 
 #[tokio::test]
+async fn an_end_whose_certificate_only_the_other_refuses_hears_that_it_is_the_secret() {
+    let (ours, theirs) = (Authority::new(&AUTHORITY, "test").unwrap(), Authority::new(&[8; 32], "test").unwrap());
+    // It trusts the authority of a and shows a certificate of another, as between two steps of a change of secret.
+    let (mut credentials, peer) = theirs.admit(&[2; 32]).unwrap();
+    credentials.roots = ours.admit(&[2; 32]).unwrap().0.roots;
+    let (mut a, mut b) = (end(1), end_with(&credentials, peer, Handshake::default()));
+    b.quic.dial(DialId(1), a.address, None);
+    match b.event().await {
+        Input::LinkOpened { .. } => assert_eq!(b.closed().await, LinkEnd::Secret),
+        Input::DialFailed { why, .. } => assert_eq!(why, DialError::Secret),
+        other => panic!("{other:?}"),
+    }
+    a.quiet().await;
+}
+
+#[tokio::test]
 async fn another_protocol_is_refused_in_the_handshake() {
     let (mut a, mut b) =
         (end(1), end_of(&AUTHORITY, "test", 2, Handshake { alpn: b"meshnet/2", ..Handshake::default() }));
@@ -253,7 +269,7 @@ async fn a_certificate_that_names_another_key_is_refused_both_ways() {
     // The thief's end of the handshake is good; the other end then throws it out.
     loop {
         match thief.event().await {
-            Input::LinkClosed { why, .. } if why == LinkEnd::Remote(Some(CloseReason::Protocol)) => break,
+            Input::LinkClosed { why: LinkEnd::Remote(Some(CloseReason::Protocol)), .. } => break,
             Input::DialFailed { why: DialError::Closed(CloseReason::Protocol), .. } => break,
             Input::LinkOpened { .. } | Input::LinkClosed { .. } => {}
             unexpected => panic!("{unexpected:?}"),
@@ -309,7 +325,6 @@ async fn a_stopping_peer_sends_first_what_is_queued() {
         a.quic.send(at_a, message(number, &[0; 100_000]));
     }
     let begun = Instant::now();
-    let End { .. } = &a;
     a.quic.close(at_a, CloseReason::Stopping);
     for number in 0..20 {
         assert_eq!(b.message().await[..2], u16::to_be_bytes(number));
@@ -394,6 +409,7 @@ async fn a_hundred_dials_at_once_all_come_up() {
 #[tokio::test]
 async fn above_the_rate_strangers_prove_their_address_and_come_up_too() {
     let (mut a, mut b) = (end(1), end(2));
+    let begun = Instant::now();
     for number in 0..150 {
         a.quic.dial(DialId(number), b.address, None);
     }
@@ -401,8 +417,9 @@ async fn above_the_rate_strangers_prove_their_address_and_come_up_too() {
         a.opened().await;
         b.opened().await;
     }
-    // Unless the machine took over a second for the first hundred, the rest was asked.
-    eprintln!("{} retries", b.quic.counters().retries.load(Ordering::Relaxed));
+    let retries = b.quic.counters().retries.load(Ordering::Relaxed);
+    // A machine so slow that the dials fell into several seconds asks fewer.
+    assert!(retries > 0 || begun.elapsed() > Duration::from_secs(1), "nobody was asked");
 }
 
 #[tokio::test]
