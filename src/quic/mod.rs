@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::hmac;
 use meshnet_core::node::{DialError, DialId, Input, LinkId};
 use meshnet_core::session::SessionSecret;
 use meshnet_proto::PeerId;
@@ -36,6 +37,7 @@ use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
     TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -139,12 +141,9 @@ impl Quic {
             config
         });
         let servers = transports.map(|transport| Arc::new(server_config(server.clone(), transport)));
-        let mut endpoint_config = EndpointConfig::default();
-        // The first byte tells QUIC from sealed data only while its fixed bit is set.
-        endpoint_config.grease_quic_bit(false);
         let socket = Arc::new(Socket::new(config.inbox.clone(), config.transport.clone()));
         let endpoint = Endpoint::new_with_abstract_socket(
-            endpoint_config,
+            endpoint_config(&config.identity_seed),
             Some((*servers[0]).clone()),
             socket.clone(),
             Arc::new(quinn::TokioRuntime),
@@ -429,6 +428,20 @@ async fn accept_all(shared: Arc<Shared>) {
 fn identify(connection: &Connection) -> Option<PeerId> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     cert::peer_of(chain.first()?)
+}
+
+/// Connection ids and reset tokens hang on the identity, not on the process: a peer that was killed and started again answers packets of its former links with
+/// a reset (RFC 9000, 10.3), and the other end knows at its next packet instead of after [`IDLE_TIME_MS`].
+fn endpoint_config(identity_seed: &[u8; 32]) -> EndpointConfig {
+    let root = hmac::Key::new(hmac::HMAC_SHA256, identity_seed);
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, b"meshnet quic reset").as_ref());
+    let ids = hmac::sign(&root, b"meshnet quic connection ids");
+    let ids_key = ids.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids_key)));
+    // The first byte tells QUIC from sealed data only while its fixed bit is set.
+    config.grease_quic_bit(false);
+    config
 }
 
 fn transport_config(relayed: bool) -> TransportConfig {

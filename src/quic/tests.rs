@@ -59,7 +59,10 @@ impl Drop for End {
 }
 
 fn end_with(credentials: &Credentials, peer: PeerId, handshake: Handshake) -> End {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    end_on(UdpSocket::bind("127.0.0.1:0").unwrap(), credentials, peer, handshake)
+}
+
+fn end_on(socket: UdpSocket, credentials: &Credentials, peer: PeerId, handshake: Handshake) -> End {
     socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let address = socket.local_addr().unwrap();
     let io = Arc::new(Plain {
@@ -491,6 +494,22 @@ async fn dropping_the_room_ends_its_tasks_and_tells_the_other_end() {
         assert!(begun.elapsed() < Duration::from_secs(1), "tasks still hold the room");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_was_killed_and_started_again_says_so() {
+    let (credentials, peer) = Authority::new(&AUTHORITY, "test").unwrap().admit(&[2; 32]).unwrap();
+    let (mut a, mut b) = (end(1), end_with(&credentials, peer, Handshake::default()));
+    let (at_a, _) = linked(&mut a, &mut b).await;
+    // From here on the first b neither hears nor speaks, as if killed.
+    b.io.stop.store(true, Ordering::Relaxed);
+    b.thread.take().unwrap().join().unwrap();
+    let again = end_on(b.io.socket.try_clone().unwrap(), &credentials, peer, Handshake::default());
+    let begun = Instant::now();
+    a.quic.send(at_a, message(1, b"are you there"));
+    assert_eq!(a.closed().await, LinkEnd::Other("the other end has restarted".into()));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    drop(again);
 }
 
 #[test]
