@@ -221,7 +221,7 @@ impl Gossip {
             return;
         };
         let key = RecordKey { peer: peer_id(&record.public_key), version: record.version };
-        let same = topology.entry(&key.peer).is_some_and(|entry| entry.admitted.signed == signed);
+        let same = topology.entry(&key.peer).is_some_and(|entry| entry.admitted.signed.body == signed.body);
         if same || topology.has(&key) {
             if same {
                 state.records.remove(&key.peer);

@@ -16,8 +16,9 @@ pub mod digest;
 pub mod graph;
 pub mod own;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -212,11 +213,10 @@ impl Topology {
     pub fn merge(&mut self, now: Time, admitted: Arc<Admitted>) -> Merge {
         let held = self.entries.get(&admitted.id);
         if let Some(entry) = held {
-            if *entry.admitted == *admitted {
-                return Merge::Same;
-            }
-            if order(&entry.admitted) > order(&admitted) {
-                return Merge::Stale;
+            match order(&entry.admitted).cmp(&order(&admitted)) {
+                Ordering::Equal => return Merge::Same,
+                Ordering::Greater => return Merge::Stale,
+                Ordering::Less => {}
             }
         }
         if admitted.id == self.me {
@@ -422,8 +422,8 @@ fn key(peer: &PeerId, entry: &Entry) -> RecordKey {
     RecordKey { peer: *peer, version: entry.record().version }
 }
 
-fn order(admitted: &Admitted) -> (Version, &[u8], &[u8; 64]) {
-    (admitted.record.version, &admitted.signed.body, &admitted.signed.signature)
+fn order(admitted: &Admitted) -> (Version, &[u8]) {
+    (admitted.record.version, &admitted.signed.body)
 }
 
 fn changes(old: &Record, new: &Record) -> Changes {

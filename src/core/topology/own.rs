@@ -228,6 +228,10 @@ impl Originator {
     /// unless it keeps coming back: then two processes have one key.
     pub fn handle_own_copy(&mut self, now: Time, version: Version, instance: u64) {
         let mine = &mut self.record.version;
+        if version < *mine {
+            // One of several copies; the record that passes them all is on its way.
+            return;
+        }
         if instance == self.record.instance {
             *mine = (*mine).max(version);
         } else {
