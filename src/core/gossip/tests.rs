@@ -37,7 +37,9 @@ impl Net {
             let mut topology = Topology::new(mine.id);
             let gossip = Gossip::new(Time::ZERO, mine.id, index as u64);
             topology.merge_own(Time::ZERO, mine);
-            records.into_iter().for_each(|record| drop(topology.merge(Time::ZERO, record)));
+            for record in records {
+                topology.merge(Time::ZERO, record);
+            }
             Node { topology, gossip }
         };
         Net {

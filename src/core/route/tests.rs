@@ -246,6 +246,7 @@ fn a_link_serves_before_any_record_is_here() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "wall time is what is measured")]
 fn a_thousand_peers_are_computed_quickly() {
     let graph = random(1000, 8, 1);
     let direct = live(&graph, 0);

@@ -135,7 +135,7 @@ fn a_short_id_belongs_to_the_first() {
     let mut second = (*made(2, (1, 1), &[], "")).clone();
     second.id = first.id;
     second.id.0[15] ^= 1;
-    let mut topology = table(&[first.clone()]);
+    let mut topology = table(std::slice::from_ref(&first));
     assert_eq!(topology.merge(Time::ZERO, Arc::new(second.clone())), Merge::Refused(Refused::ShortId));
     assert_eq!((topology.len(), topology.refusals().short_id), (1, 1));
     let mut me = Topology::new(first.id);
@@ -196,6 +196,28 @@ fn the_unreachable_are_buried_and_stay_so() {
     assert_eq!(topology.next_deadline(), forgotten);
     topology.handle_timeout(forgotten);
     assert_eq!(topology.merge(forgotten, made(2, (1, 1), &[], "")), Merge::New);
+}
+
+#[test]
+fn a_partition_that_heals_late_brings_everyone_back() {
+    let mut topology = Topology::new(id(1));
+    let lost = |key, at: u64, topology: &mut Topology| {
+        topology.merge(Time::from_us(at * 1_000_000), made(key, (1, 1), &[], ""))
+    };
+    lost(2, 0, &mut topology);
+    lost(3, 5, &mut topology);
+    lost(4, 300, &mut topology);
+    for seconds in [600, 605, 900] {
+        assert_eq!(topology.handle_timeout(Time::from_us(seconds * 1_000_000)).len(), 1);
+    }
+    assert_eq!(lost(3, 910, &mut topology), Merge::Refused(Refused::Buried));
+    assert_eq!(
+        topology.merge(Time::from_us(910_000_000), made(2, (1, 2), &[], "")),
+        Merge::New,
+        "the one at the new link"
+    );
+    assert_eq!(lost(3, 910, &mut topology), Merge::New, "lost with it");
+    assert_eq!(lost(4, 910, &mut topology), Merge::Refused(Refused::Buried), "lost later");
 }
 
 #[test]

@@ -141,6 +141,9 @@ fn a_cost_is_told_when_it_is_off_enough_for_long_enough() {
 #[test]
 fn it_is_refreshed() {
     assert_eq!(run(&mut settled(), 700_000).iter().map(|(at, _)| *at).collect::<Vec<_>>(), [300_000, 600_000]);
+    let mut own = settled();
+    own.set_mesh_size(60);
+    assert_eq!(run(&mut own, 700_000)[0].0, 600_000, "more seldom in a large mesh");
 }
 
 #[test]
@@ -208,5 +211,5 @@ fn texts_are_cut_at_characters() {
     assert_eq!(own.poll(at(0)).unwrap().name, "ä".repeat(32));
     own.set_endpoints(&vec!["[::1]:1".parse().unwrap(); 20]);
     assert_eq!(run(&mut own, 1000)[0].1.endpoints.len(), limits::ENDPOINTS_MAX);
-    assert!(own.links.get(&PEER).is_none());
+    assert!(!own.links.contains_key(&PEER));
 }
