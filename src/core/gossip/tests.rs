@@ -277,3 +277,42 @@ fn my_own_record_from_outside_is_reported_and_not_passed_on() {
     assert_eq!(heard.merged, [(topology.me(), Merge::Own { version, instance: 4 })]);
     assert!(gossip.poll(topology).is_none());
 }
+
+#[test]
+fn what_a_neighbour_has_is_not_sent_to_it() {
+    let mut net = Net::new(vec![Vec::new(), Vec::new(), Vec::new()]);
+    let (slow, other) = (net.connect(0, 1), net.connect(0, 2));
+    net.settle();
+    let Node { topology, gossip } = &mut net.nodes[0];
+    gossip.set_writable(slow, false);
+    let news = |seq| Control::Records(vec![made(5, (1, seq), &[], "").signed.emit()]);
+    gossip.handle_message(Time::ZERO, other, &news(1), topology, &Trusting);
+    gossip.handle_message(Time::ZERO, slow, &news(1), topology, &Trusting);
+    gossip.set_writable(slow, true);
+    assert_eq!(gossip.poll(topology), None, "it had the same");
+    gossip.set_writable(slow, false);
+    gossip.handle_message(Time::ZERO, other, &news(2), topology, &Trusting);
+    gossip.handle_message(Time::ZERO, slow, &news(3), topology, &Trusting);
+    gossip.set_writable(slow, true);
+    assert_eq!(gossip.poll(topology), Some((other, news(3))));
+    assert_eq!(gossip.poll(topology), None, "it had a newer one");
+}
+
+#[test]
+fn large_records_are_split_by_bytes() {
+    let mut table = Topology::new(PeerId::default());
+    let mut link = GossipLink::new(Time::ZERO);
+    for key in 0..200 {
+        let mut record = (*made(key, (1, 1), &[], "")).clone();
+        record.signed.body = vec![1; limits::RECORD_MAX_BYTES - 64];
+        link.records.insert(record.id);
+        table.merge(Time::ZERO, Arc::new(record));
+    }
+    let mut sent = 0;
+    while let Some(message) = link.next_message(&table) {
+        assert!(message.emit().is_ok());
+        let Control::Records(records) = message else { panic!("{message:?}") };
+        sent += records.len();
+    }
+    assert_eq!(sent, 200);
+}
