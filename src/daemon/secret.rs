@@ -1,17 +1,19 @@
 //! The cluster secret: what every peer of a cluster holds, and nobody else.
 //!
-//! One line of text. `meshctl secret` makes it ([`Secret::generate`]): `mesh1-`, 64 hex digits (32 random bytes), 8 hex digits of their SHA-256, so that a copy that
+//! One line of text. `meshctl secret` makes it ([`crate::ctl::secret::make`]): `mesh1-`, 64 hex digits (32 random bytes), 8 hex digits of their SHA-256, so that a copy that
 //! lost its end is noticed. Any other text of at least [`FREE_TEXT_MIN`] characters serves as well. White space around it does not count.
 //! It yields the seed of the cluster's authority by HKDF (RFC 5869); it deliberately never appears in logs, errors or `Debug`.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::{digest, hkdf, rand};
+use aws_lc_rs::hkdf;
 use tracing::warn;
+
+use crate::ctl::secret::{PREFIX, check_digits};
 
 /// A cluster secret that is good to use.
 #[derive(Clone)]
@@ -77,14 +79,6 @@ pub enum Fault {
 }
 
 impl Secret {
-    /// A new one, as text without a newline: what `meshctl secret` prints.
-    pub fn generate() -> String {
-        let mut bytes = [0; 32];
-        // Fails only when the kernel has no random source, and then nothing here is safe.
-        rand::fill(&mut bytes).unwrap_or_else(|_| panic!("the kernel gives no random bytes"));
-        format!("{PREFIX}{}{}", hex(&bytes), check_digits(&bytes))
-    }
-
     /// Reads the secret file. Warns when others may read it too.
     pub fn load(path: &Path) -> Result<Secret, SecretError> {
         let unreadable = |source: std::io::Error| match source.kind() {
@@ -170,27 +164,12 @@ fn generated(digits: &str) -> Option<Vec<u8>> {
     (check_digits(&bytes) == check).then_some(bytes)
 }
 
-fn check_digits(bytes: &[u8]) -> String {
-    hex(&digest::digest(&digest::SHA256, bytes).as_ref()[..4])
-}
-
-/// Bytes as lower-case hex.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 /// Bytes from hex digits; nothing when it is not hex.
 pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<Vec<u32>>>()?;
     (digits.len() % 2 == 0).then(|| digits.chunks_exact(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect())
 }
 
-/// How a generated secret begins; the digit is the version of its form.
-const PREFIX: &str = "mesh1-";
 /// Binds the derived key to its use (RFC 5869, 3.2).
 const AUTHORITY_INFO: &[u8] = b"meshnet ca v1";
 /// A secret is a line, not a file of another purpose named by mistake.
@@ -211,9 +190,9 @@ mod tests {
 
     #[test]
     fn a_generated_secret_survives_copying() {
-        let text = Secret::generate();
+        let text = crate::ctl::secret::make().unwrap();
         assert!(text.starts_with("mesh1-") && text.len() == 78 && !text.contains(char::is_whitespace), "{text}");
-        assert_ne!(text, Secret::generate());
+        assert_ne!(text, crate::ctl::secret::make().unwrap());
         let plain = seed(&text).unwrap();
         let copies = [
             format!("{text}\n"),
@@ -229,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_damaged_copy_is_noticed() {
-        let text = Secret::generate();
+        let text = crate::ctl::secret::make().unwrap();
         let other = if text.ends_with('0') { "1" } else { "0" };
         for damaged in [&text[..77], &text[..40], "mesh1-", &format!("{text}0"), &format!("{}{other}", &text[..77])] {
             assert_eq!(seed(damaged), Err(Fault::Damaged), "{damaged}");
@@ -300,7 +279,7 @@ mod tests {
         std::os::unix::fs::symlink(&path, &path).unwrap();
         fails("cannot read");
         std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, Secret::generate() + "\n").unwrap();
+        std::fs::write(&path, crate::ctl::secret::make().unwrap() + "\n").unwrap();
         assert!(Secret::load(&path).is_ok());
     }
 }

@@ -23,7 +23,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
-use super::secret::{hex, unhex};
+use super::secret::unhex;
+use crate::ctl::secret::hex;
 
 /// A state directory that is ours alone for as long as this lives.
 #[derive(Debug)]
