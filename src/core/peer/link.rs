@@ -9,7 +9,7 @@
 //! the dialler of both), and only when the winner is up, so that the pair is never left without a link. A link of a newer incarnation replaces all at once.
 //! Links through relays are a class of their own: they carry a session, never the topology.
 //!
-//! Deliberately lacks: sessions, dials, what travels after the hello.
+//! Deliberately lacks: sessions, making dials, what travels after the hello.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,6 +20,7 @@ use meshnet_proto::wire::control::{CloseReason, Hello, PROTOCOL_VERSION};
 
 use crate::node::{DialId, LinkId};
 use crate::peer::from_virtual;
+use crate::peer::targets::Errand;
 use crate::session::SessionSecret;
 use crate::time::Time;
 
@@ -43,6 +44,8 @@ pub struct Link {
     pub remote: SocketAddr,
     /// The dial that made it; none when the other end dialled.
     pub dial: Option<DialId>,
+    /// The errand of that dial.
+    pub errand: Option<Errand>,
     /// How far it is.
     pub phase: Phase,
     /// Since when it is in that phase.

@@ -122,6 +122,8 @@ pub struct PeerPath {
     next_probe: Time,
     missed: u8,
     rtt_direct: Option<Duration>,
+    /// When the round trip was measured last.
+    measured: Time,
     rtt_relayed: Option<Duration>,
     /// Set while frames take relays.
     relayed: Option<Relayed>,
@@ -158,6 +160,7 @@ impl PeerPath {
             next_probe: Time::NEVER,
             missed: 0,
             rtt_direct: None,
+            measured: Time::ZERO,
             rtt_relayed: None,
             relayed: None,
             outstanding: VecDeque::new(),
@@ -195,6 +198,11 @@ impl PeerPath {
         self.relayed.and(self.rtt_relayed)
     }
 
+    /// Whether frames take relays.
+    pub fn relayed(&self) -> bool {
+        self.relayed.is_some()
+    }
+
     /// Whether this peer needs ticks at all.
     pub fn idle(&self) -> bool {
         self.direct == Direct::Absent && self.relayed.is_none()
@@ -216,6 +224,18 @@ impl PeerPath {
             self.alive = true;
             out.push(Action::Alive(true));
         }
+    }
+
+    /// Of several direct links another is in use now, to `address`.
+    pub fn on_link_moved(&mut self, now: Time, address: SocketAddr, out: &mut Vec<Action>) {
+        if self.address != Some(address) {
+            self.on_link_up(now, address, out);
+        }
+    }
+
+    /// Probes can be sealed now: the first is due at once.
+    pub fn probe_soon(&mut self, now: Time) {
+        self.next_probe = self.next_probe.min(now);
     }
 
     /// The last direct link is gone.
@@ -272,6 +292,7 @@ impl PeerPath {
             out.extend([Action::Moved(to), Action::Choose]);
         }
         smooth(&mut self.rtt_direct, rtt);
+        self.measured = now;
         self.on_heard(now);
         Answer::Direct(rtt)
     }
@@ -286,6 +307,11 @@ impl PeerPath {
                 self.next_probe = now + self.timing.probe;
             }
             Direct::Suspect => self.direct = Direct::Returning { since: now },
+            // One question each second is enough for both ends: who was asked does not ask, but for the round trip now and then.
+            Direct::Good if self.rtt_direct.is_some() => {
+                let fresh = (self.measured + MEASURE_AFTER).max(now);
+                self.next_probe = self.next_probe.max((now + self.timing.probe).min(fresh));
+            }
             Direct::Absent | Direct::Good | Direct::Returning { .. } => {}
         }
     }
@@ -318,8 +344,7 @@ impl PeerPath {
                 }
             }
             Direct::Doubted { .. } | Direct::Suspect => {}
-            Direct::Returning { since } if now.since(self.heard) > RETURN_PROBE * 2 + self.rtt_or_zero() => {
-                let _ = since;
+            Direct::Returning { .. } if now.since(self.heard) > RETURN_PROBE * 2 + self.rtt_or_zero() => {
                 self.direct = Direct::Suspect;
             }
             Direct::Returning { since } if now.since(since) >= RETURN_AFTER => self.on_returned(now, out),
@@ -451,6 +476,8 @@ const RELAY_PROBE: Duration = Duration::from_secs(1);
 const RELAY_SILENCE: Duration = Duration::from_secs(1);
 /// Between probes of one new address.
 const ROAM_PROBE: Duration = Duration::from_millis(200);
+/// A round trip older than this is measured anew even when the other end's probes prove the path.
+const MEASURE_AFTER: Duration = Duration::from_secs(8);
 /// Probes remembered: those of 1 s in the busiest state.
 const OUTSTANDING_MAX: usize = 16;
 
