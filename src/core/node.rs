@@ -26,7 +26,7 @@ use std::time::Duration;
 use meshnet_proto::PeerId;
 use meshnet_proto::wire::control::{CloseReason, Control};
 use rand::rngs::StdRng;
-use rand::{Rng, RngCore, SeedableRng};
+use rand::{RngCore, SeedableRng};
 
 use crate::gossip::Gossip;
 use crate::peer::link::Links;
@@ -255,6 +255,7 @@ impl Node {
         }
         self.end_pings(now);
         self.tick_discovery(now);
+        self.notes.on_tick(now);
     }
 
     /// Everything that follows from a change, in the order in which it follows.
@@ -306,10 +307,6 @@ impl Node {
 
     fn event(&mut self, level: Level, what: &'static str, peer: Option<PeerId>, detail: String) {
         self.outputs.push_back(Output::Event(Event { level, what, peer, detail }));
-    }
-
-    fn random_bytes(&mut self) -> [u8; 32] {
-        self.rng.random()
     }
 }
 

@@ -34,8 +34,6 @@ pub(super) struct Peer {
     pub last_remote: Option<SocketAddr>,
     /// When it was last reachable, for people.
     pub seen: Option<Time>,
-    /// It flooded more than its budget, last seen at this time.
-    pub stormed: Option<Time>,
 }
 
 impl Peer {
@@ -98,7 +96,6 @@ impl Peers {
             relayed_tx: 0,
             last_remote: None,
             seen: None,
-            stormed: None,
         });
         Some(slot)
     }
