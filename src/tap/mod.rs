@@ -56,7 +56,7 @@ pub struct Tap {
 #[derive(Debug, Clone)]
 pub struct TapQueue {
     descriptor: Arc<OwnedFd>,
-    health: Arc<Health>,
+    health: Arc<TapHealth>,
     /// Writes of super-frames to cut here, after the kernel refused one whole.
     cut_here_writes: u32,
     /// A super-frame to cut here; empty until that is needed.
@@ -66,8 +66,9 @@ pub struct TapQueue {
     refuse: bool,
 }
 
+/// What all queues of a TAP report; outlives the device.
 #[derive(Debug, Default)]
-struct Health {
+pub struct TapHealth {
     gso_refused: AtomicU64,
     said: AtomicBool,
 }
@@ -101,7 +102,7 @@ impl Tap {
     }
 
     fn open_with(name: &str, queues: usize, wanted: &[u32]) -> Result<Tap, TapError> {
-        let health = Arc::new(Health::default());
+        let health = Arc::new(TapHealth::default());
         let mut opened = Vec::with_capacity(queues);
         for _ in 0..queues.max(1) {
             let descriptor = tun::open_queue(name).map_err(|error| TapError::from_io(name, error))?;
@@ -128,6 +129,11 @@ impl Tap {
     /// Its queues.
     pub fn queues(&self) -> &[TapQueue] {
         &self.queues
+    }
+
+    /// What its queues report.
+    pub fn health(&self) -> &Arc<TapHealth> {
+        &self.queues[0].health
     }
 
     /// Whether TCP comes in super-frames, and UDP.
@@ -171,11 +177,6 @@ impl TapQueue {
         }
     }
 
-    /// Super-frames that the kernel refused though it took their segments.
-    pub fn superframes_refused(&self) -> u64 {
-        self.health.gso_refused.load(Relaxed)
-    }
-
     fn write_whole(&self, offload: &Offload, parts: &[&[u8]]) -> rustix::io::Result<()> {
         #[cfg(test)]
         if self.refuse && offload.gso != Gso::None {
@@ -206,7 +207,12 @@ impl AsFd for TapQueue {
     }
 }
 
-impl Health {
+impl TapHealth {
+    /// Super-frames that the kernel refused though it took their segments.
+    pub fn superframes_refused(&self) -> u64 {
+        self.gso_refused.load(Relaxed)
+    }
+
     fn note_refusal(&self, offload: &Offload) {
         self.gso_refused.fetch_add(1, Relaxed);
         if !self.said.swap(true, Relaxed) {
@@ -282,7 +288,7 @@ const DATA_VALID: u8 = 2;
 /// `VIRTIO_NET_HDR_GSO_ECN`.
 const ECN: u8 = 0x80;
 const ETHERNET_BYTES: usize = 14;
-/// Parts of one write: headers, and the segments of one receive, twice.
-const PARTS_MAX: usize = 130;
+/// Parts of one write: headers, and twice the segments that one receive brings.
+pub const PARTS_MAX: usize = 130;
 /// Super-frames cut here before the kernel is asked again.
 const WRITES_AFTER_REFUSAL: u32 = 10_000;

@@ -140,7 +140,7 @@ fn what_is_cut_here_equals_what_the_kernel_cuts() {
             a.refuse = true;
             a.write(&offload, &[&frame]).unwrap();
             a.write(&offload, &[&frame[..100], &frame[100..]]).unwrap();
-            assert_eq!(a.superframes_refused(), 1, "the second time it is not tried");
+            assert_eq!(a.health.superframes_refused(), 1, "the second time it is not tried");
             for _ in 0..2 {
                 let by_us: Vec<_> = (0..count).map(|_| next(&mut b)).collect();
                 assert_eq!(by_us.len(), by_kernel.len());
@@ -165,7 +165,7 @@ fn fields_that_disagree_are_refused_and_do_not_switch_superframes_off() {
         for offload in bad {
             let _ = a.write(&offload, &[&frame]);
         }
-        assert_eq!(a.superframes_refused(), 0);
+        assert_eq!(a.health.superframes_refused(), 0);
         while let Ok(..) = b.read(&mut vec![0; READ_BYTES]) {}
         a.write(&good, &[&frame]).unwrap();
         assert_eq!(next(&mut b), (good, frame));
