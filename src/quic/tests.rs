@@ -22,10 +22,15 @@ struct Plain {
     relayed: Mutex<BTreeMap<ShortId, Arc<Inbox>>>,
     me: Mutex<ShortId>,
     longest: AtomicUsize,
+    /// Counts down: the kernel has no room.
+    blocked: AtomicUsize,
 }
 
 impl DatagramIo for Plain {
     fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
+        if self.blocked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         bytes
             .chunks(segment.unwrap_or(bytes.len()))
             .try_for_each(|datagram| self.socket.send_to(datagram, to).map(drop))
@@ -71,6 +76,7 @@ fn end_on(socket: UdpSocket, credentials: &Credentials, peer: PeerId, handshake:
         relayed: Mutex::default(),
         me: Mutex::new(peer.short()),
         longest: AtomicUsize::new(0),
+        blocked: AtomicUsize::new(0),
     });
     let inbox = Arc::new(Inbox::new());
     let config = QuicConfig {
@@ -323,18 +329,23 @@ async fn close_reasons_arrive() {
 #[tokio::test]
 async fn a_stopping_peer_sends_first_what_is_queued() {
     let (mut a, mut b) = (end(1), end(2));
-    let (at_a, _) = linked(&mut a, &mut b).await;
-    for number in 0..20 {
-        a.quic.send(at_a, message(number, &[0; 100_000]));
+    let mut shortest = Duration::MAX;
+    // More than once, for a loaded machine may be slow now and then.
+    for _ in 0..3 {
+        let (at_a, _) = linked(&mut a, &mut b).await;
+        for number in 0..4 {
+            a.quic.send(at_a, message(number, &[0; 100_000]));
+        }
+        let begun = Instant::now();
+        a.quic.close(at_a, CloseReason::Stopping);
+        for number in 0..4 {
+            assert_eq!(b.message().await[..2], u16::to_be_bytes(number));
+        }
+        assert_eq!(b.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
+        assert_eq!(a.closed().await, LinkEnd::Local);
+        shortest = shortest.min(begun.elapsed());
     }
-    let begun = Instant::now();
-    a.quic.close(at_a, CloseReason::Stopping);
-    for number in 0..20 {
-        assert_eq!(b.message().await[..2], u16::to_be_bytes(number));
-    }
-    assert_eq!(b.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
-    assert_eq!(a.closed().await, LinkEnd::Local);
-    assert!(begun.elapsed() < Duration::from_millis(480), "not by the end of its patience");
+    assert!(shortest < Duration::from_millis(480), "it waits to the end of its patience");
 }
 
 #[tokio::test]
@@ -445,6 +456,19 @@ async fn the_kernels_refusal_fails_the_dial_at_once() {
 }
 
 #[tokio::test]
+async fn a_full_send_buffer_is_waited_for() {
+    let (mut a, mut b) = (end(1), end(2));
+    a.io.blocked.store(5, Ordering::Relaxed);
+    let (at_a, _) = linked(&mut a, &mut b).await;
+    assert_eq!(a.io.blocked.load(Ordering::Relaxed), 0);
+    a.io.blocked.store(50, Ordering::Relaxed);
+    let begun = Instant::now();
+    a.quic.send(at_a, message(1, b"late"));
+    assert_eq!(b.message().await, message(1, b"late")[4..]);
+    assert!(begun.elapsed() >= Duration::from_millis(50), "it waits instead of spinning");
+}
+
+#[tokio::test]
 async fn a_link_through_relays_stays_below_the_size_that_fits_them() {
     let (mut a, mut b) = (end(1), end(2));
     a.io.relayed.lock().unwrap().insert(b.quic.peer().short(), b.inbox.clone());
@@ -468,15 +492,21 @@ async fn a_link_through_relays_stays_below_the_size_that_fits_them() {
 #[tokio::test]
 async fn shutdown_tells_every_other_end() {
     let (mut a, mut b, mut c) = (end(1), end(2), end(3));
-    linked(&mut a, &mut b).await;
+    let (_, to_a) = linked(&mut a, &mut b).await;
     linked(&mut c, &mut b).await;
+    for number in 0..3 {
+        b.quic.send(to_a, message(number, &[0; 100_000]));
+    }
     let End { quic, .. } = &mut b;
     // The driver of b is gone by then: nobody takes its events.
     let spare = end(4);
     let stopping = std::mem::replace(quic, Quic { shared: spare.quic.shared.clone(), tasks: Mutex::default() });
     let begun = Instant::now();
     stopping.shutdown().await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < SHUTDOWN_FLUSH, "not by the end of its patience");
+    for number in 0..3 {
+        assert_eq!(a.message().await[..2], u16::to_be_bytes(number), "what was queued comes first");
+    }
     assert_eq!(a.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
     assert_eq!(c.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
 }
