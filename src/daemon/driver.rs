@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use meshnet_core::forward::Punted;
-use meshnet_core::node::{Input, Level, Node, Output};
+use meshnet_core::node::{Input, Level, Node, Output, target_address};
 use meshnet_core::time::Time;
+use meshnet_proto::PeerId;
 use meshnet_proto::api::{Command, Reply};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -61,7 +62,7 @@ pub struct Driver {
     /// Targets that wait for a look-up.
     pub waiting: VecDeque<String>,
     /// Who waits for an echo.
-    pub pings: BTreeMap<u64, (oneshot::Sender<Reply>, meshnet_proto::PeerId, String)>,
+    pub pings: BTreeMap<u64, (oneshot::Sender<Reply>, PeerId, String)>,
     /// When the storm budgets were filled last.
     pub refilled: Instant,
 }
@@ -191,12 +192,7 @@ impl Driver {
             return;
         }
         self.lookups.spawn(async move {
-            let address = meshnet_core::node::target_address(&target);
-            let found = match tokio::time::timeout(LOOKUP_TIME, tokio::net::lookup_host(address)).await {
-                Ok(Ok(addresses)) => Ok(addresses.collect()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("the resolver does not answer".into()),
-            };
+            let found = look_up(&target).await;
             (target, found)
         });
     }
@@ -257,9 +253,9 @@ impl Driver {
                 let done = addresses.iter().try_for_each(|address| self.node.forget(now, address));
                 drop(answer.send(each(done)));
             }
-            Command::Ping { peer } => match self.node.ping(now, &peer) {
+            Command::Ping { peer } => match self.ping(now, &peer) {
                 Ok((token, id)) => {
-                    let name = self.node.name_of(id);
+                    let name = self.node.records().display_name(&id);
                     self.pings.insert(token, (answer, id, name));
                 }
                 Err(reason) => drop(answer.send(Reply::Refused { reason })),
@@ -278,6 +274,11 @@ impl Driver {
         self.do_outputs();
     }
 
+    fn ping(&mut self, now: Time, who: &str) -> Result<(u64, PeerId), String> {
+        let id = self.node.find(who)?;
+        Ok((self.node.ping(now, who)?, id))
+    }
+
     fn on_pong(&mut self, token: u64, result: Option<(Duration, String)>) {
         let Some((answer, peer, name)) = self.pings.remove(&token) else { return };
         let reply = match result {
@@ -294,6 +295,15 @@ impl Driver {
         self.do_outputs();
         self.quic.shutdown().await;
         self.plane.stop();
+    }
+}
+
+async fn look_up(target: &str) -> Result<Vec<SocketAddr>, String> {
+    let address = target_address(target)?;
+    match tokio::time::timeout(LOOKUP_TIME, tokio::net::lookup_host(address)).await {
+        Ok(Ok(addresses)) => Ok(addresses.collect()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the resolver does not answer".into()),
     }
 }
 

@@ -16,8 +16,8 @@ pub mod wire;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
@@ -36,8 +36,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::dataplane::{self, Dataplane, PuntRing};
-use crate::quic::{Inbox, Quic, QuicConfig};
+use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
+use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address};
 use crate::udp::UdpSockets;
 use crate::{api, telemetry};
 use backend::Asker;
@@ -91,7 +91,7 @@ fn run(settings: &Settings) -> Result<()> {
 async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: telemetry::Recent) -> Result<()> {
     let started = Instant::now();
     let seed = state.identity()?;
-    let identity = Identity::from_seed(seed)?;
+    let identity = Identity::from_seed(seed);
     let me = identity.id();
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let incarnation = state.next_incarnation(unix)?;
@@ -116,7 +116,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         fdb: Arc::new(Fdb::default()),
         fib: fib.load_full(),
         tick: Arc::clone(&tick),
-        quic: Arc::clone(&inbox),
+        quic: hand_over(&inbox),
         punts: Arc::clone(&punts),
         on_tap_lost: devices.tap_lost(),
     })
@@ -185,6 +185,21 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     drop(tasks);
     info!("stopped");
     Ok(())
+}
+
+/// Where the workers put QUIC datagrams: emptied into the inbox of the links at each wake.
+fn hand_over(inbox: &Arc<Inbox>) -> Arc<QuicInbox> {
+    let inbox = Arc::clone(inbox);
+    Arc::new_cyclic(|queue: &Weak<QuicInbox>| {
+        let queue = queue.clone();
+        QuicInbox::new(Arc::new(move || {
+            let Some(queue) = queue.upgrade() else { return };
+            while let Some(datagram) = queue.take() {
+                let from = datagram.source.map_or(datagram.from, virtual_address);
+                inbox.push(Inbound { from, bytes: datagram.bytes });
+            }
+        }))
+    })
 }
 
 /// Opens the control socket and the HTTP port, and serves them; dropping what it gives closes both.

@@ -82,7 +82,7 @@ impl Driver {
                 Some(MacEntry {
                     mac: entry.mac.to_string(),
                     peer,
-                    name: self.node.name_of(peer),
+                    name: self.node.records().display_name(&peer),
                     age_s: u64::from(tick.saturating_sub(entry.refreshed)),
                     local: entry.owner == Owner::Local,
                 })

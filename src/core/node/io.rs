@@ -123,6 +123,8 @@ pub enum LinkEnd {
     Remote(Option<CloseReason>),
     /// Nothing heard for too long.
     Timeout,
+    /// The other end did not take our certificate: it has another secret.
+    Secret,
     /// Anything else.
     Other(String),
 }

@@ -6,7 +6,7 @@ use meshnet_proto::wire::record::Record;
 
 use super::Node;
 use super::peers::Peer;
-use crate::fib::Path;
+use crate::fib::{Path, PeerSlot};
 use crate::gossip::GossipCounters;
 use crate::peer::link::{Link, Phase};
 use crate::peer::targets::Errand;
@@ -108,7 +108,7 @@ impl Node {
     /// How frames travel to each peer.
     pub fn status_routes(&self) -> Vec<api::Route> {
         let known = self.peers.iter().filter(|(_, peer)| self.topology.entry(&peer.id).is_some() || !peer.path.idle());
-        let route = |(slot, peer): (crate::fib::PeerSlot, &Peer)| {
+        let route = |(slot, peer): (PeerSlot, &Peer)| {
             let (kind, address, relays) = match self.path_to(slot) {
                 Path::None => ("none", None, Vec::new()),
                 Path::Direct(address) => ("direct", Some(address), Vec::new()),
@@ -199,6 +199,11 @@ impl Node {
     /// All records, for names and addresses of peers.
     pub fn records(&self) -> &Topology {
         &self.topology
+    }
+
+    /// The peer that a slot of the snapshot stands for.
+    pub fn peer_at(&self, slot: PeerSlot) -> Option<PeerId> {
+        self.peers.get(slot).map(|peer| peer.id)
     }
 
     /// Direct links that are up.
