@@ -283,7 +283,7 @@ impl Driver {
         let Some((answer, peer, name)) = self.pings.remove(&token) else { return };
         let reply = match result {
             Some((rtt, path)) => Reply::Pong { peer, name, rtt_ms: rtt.as_secs_f64() * 1e3, path },
-            None => Reply::Refused { reason: format!("no answer from {name} within 2 s") },
+            None => Reply::Lost { peer, name },
         };
         drop(answer.send(reply));
     }
