@@ -331,7 +331,8 @@ fn relayed(bed: &Testbed, source: usize, hops: &[usize], position: u8, inside: &
 #[test]
 fn relay_verdicts() {
     let data = [1; 64];
-    let table: Vec<(&str, usize, &[usize], u8, Vec<u8>, Option<DropReason>)> = vec![
+    type Row = (&'static str, usize, &'static [usize], u8, Vec<u8>, Option<DropReason>);
+    let table: Vec<Row> = vec![
         ("passed on", 0, &[1, 2], 0, data.to_vec(), None),
         ("passed on from the middle", 3, &[0, 1, 2], 1, data.to_vec(), None),
         ("QUIC", 0, &[1, 2], 0, vec![0xc0; 1_200], None),

@@ -162,13 +162,10 @@ fn check_whole(shape: Shape, offload: &Offload, frame: &[u8]) {
     assert_eq!(payload, frame.len() - usize::from(offload.header_len), "lengths are those of the whole");
 }
 
+type Delivered = (Offload, Vec<u8>);
+
 /// Cuts a super-frame, lets only `pass`ing segments through, in order, joins, and gives the deliveries.
-fn joined(
-    shape: Shape,
-    payload: &[u8],
-    gso_size: u16,
-    pass: impl Fn(usize) -> bool,
-) -> (Vec<(Offload, Vec<u8>)>, Vec<Vec<u8>>) {
+fn joined(shape: Shape, payload: &[u8], gso_size: u16, pass: impl Fn(usize) -> bool) -> (Vec<Delivered>, Vec<Vec<u8>>) {
     let (offload, bytes) = superframe(shape, payload, gso_size);
     let header = usize::from(offload.header_len);
     let count = payload.len().div_ceil(usize::from(gso_size));
