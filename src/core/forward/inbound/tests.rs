@@ -241,6 +241,17 @@ fn hops_end() {
     let mut datagram = sealed(&bed, 0, 1, &inner, &body);
     assert!(matches!(bed.inbound(1, address(0), &mut datagram, &mut ends), Inbound::Deliver { .. }));
     assert_eq!((bed.drops(1, DropReason::HopLimit), ends.wire.len()), (1, 0));
+    let (inner, body) = flooded(0, 1, 3, &frame(ALL, mac(0, 1), b"x"));
+    bed.inbound(1, address(0), &mut sealed(&bed, 0, 1, &inner, &body), &mut ends);
+    let (_, mut on) = ends.wire.take().remove(0);
+    let outer = Outer::parse(&on).unwrap();
+    let plain = bed.fibs[2].session(outer.index).unwrap().session.open(&outer, &mut on).unwrap();
+    let flood = Flood::parse(&plain[INNER_BYTES..]).unwrap();
+    assert_eq!(
+        (flood.hops, flood.sequence, flood.origin),
+        (2, 1, peer_id(0).short()),
+        "one hop less, the rest as it was"
+    );
 }
 
 #[test]
@@ -331,7 +342,8 @@ fn relayed(bed: &Testbed, source: usize, hops: &[usize], position: u8, inside: &
 #[test]
 fn relay_verdicts() {
     let data = [1; 64];
-    let table: Vec<(&str, usize, &[usize], u8, Vec<u8>, Option<DropReason>)> = vec![
+    type Row = (&'static str, usize, &'static [usize], u8, Vec<u8>, Option<DropReason>);
+    let table: Vec<Row> = vec![
         ("passed on", 0, &[1, 2], 0, data.to_vec(), None),
         ("passed on from the middle", 3, &[0, 1, 2], 1, data.to_vec(), None),
         ("QUIC", 0, &[1, 2], 0, vec![0xc0; 1_200], None),

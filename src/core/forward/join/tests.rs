@@ -162,13 +162,10 @@ fn check_whole(shape: Shape, offload: &Offload, frame: &[u8]) {
     assert_eq!(payload, frame.len() - usize::from(offload.header_len), "lengths are those of the whole");
 }
 
+type Delivered = (Offload, Vec<u8>);
+
 /// Cuts a super-frame, lets only `pass`ing segments through, in order, joins, and gives the deliveries.
-fn joined(
-    shape: Shape,
-    payload: &[u8],
-    gso_size: u16,
-    pass: impl Fn(usize) -> bool,
-) -> (Vec<(Offload, Vec<u8>)>, Vec<Vec<u8>>) {
+fn joined(shape: Shape, payload: &[u8], gso_size: u16, pass: impl Fn(usize) -> bool) -> (Vec<Delivered>, Vec<Vec<u8>>) {
     let (offload, bytes) = superframe(shape, payload, gso_size);
     let header = usize::from(offload.header_len);
     let count = payload.len().div_ceil(usize::from(gso_size));
@@ -222,8 +219,10 @@ fn with_holes_each_run_is_what_segmentation_would_give() {
             let given: Vec<Vec<u8>> =
                 frames.iter().flat_map(|(offload, bytes)| segmented(shape, offload, bytes)).collect();
             assert_eq!(given, wanted, "{shape:?} {mask:b}");
-            for (offload, _) in &frames {
+            for (offload, bytes) in &frames {
                 let alone = offload.gso == Gso::None;
+                let cwr = shape.gso != Gso::Udp && bytes[usize::from(offload.csum_start) + 13] & 0x80 != 0;
+                assert_eq!(offload.ecn, cwr && !alone, "goes with CWR");
                 assert_eq!(alone, offload.header_len == 0 && offload.gso_size == 0);
                 assert!(offload.needs_csum);
             }
@@ -300,12 +299,14 @@ fn more_flows_than_places() {
 #[test]
 fn strangers_do_not_join() {
     // Another super-frame; the same number but another template; the same segment again; an earlier one.
-    for (number, index, mark, template) in [(2, 1, 1, None), (1, 1, 1, Some(20)), (1, 0, 1, None), (1, 2, 1, None)] {
+    for (number, index, mark, template) in [(2, 1, 1, Some(19)), (1, 1, 1, Some(20)), (1, 0, 1, None), (1, 2, 1, None)]
+    {
         let (mut joiner, mut frames, mut buffer) = (Joiner::default(), Frames::default(), Vec::new());
         let (inner, place) = segment(&mut buffer, 1, 0, 1);
         let (other, other_place) = segment(&mut buffer, number, index, mark);
         if let Some(at) = template {
-            buffer[other_place.start + at] ^= 1;
+            // In place 19 stands the number, which `segment` writes: 2 becomes 1 and the templates are alike.
+            buffer[other_place.start + at] ^= if at == 19 { 3 } else { 1 };
         }
         joiner.push(&mut buffer, &inner, place, 1, &mut frames);
         joiner.push(&mut buffer, &other, other_place, 1, &mut frames);
