@@ -10,7 +10,7 @@
 //! Every channel in is bounded and read in turn; at most [`BURST`] inputs are taken before outputs are done, so that none starves the others.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use meshnet_core::forward::Punted;
 use meshnet_core::node::{Input, Level, Node, Output, target_address};
 use meshnet_core::time::Time;
-use meshnet_proto::PeerId;
-use meshnet_proto::api::{Command, Reply};
+use meshnet_proto::api::{Command, Reply, Trace};
+use meshnet_proto::{Mac, PeerId};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -59,6 +59,8 @@ pub struct Driver {
     pub facts: Facts,
     /// Look-ups under way.
     pub lookups: JoinSet<(String, Result<Vec<SocketAddr>, String>)>,
+    /// Questions to the neighbour table under way: bounded by the connections of the API.
+    pub neighbours: JoinSet<(String, Option<Mac>, oneshot::Sender<Reply>)>,
     /// Targets that wait for a look-up.
     pub waiting: VecDeque<String>,
     /// Who waits for an echo.
@@ -98,6 +100,11 @@ impl Driver {
                 Some(request) = from.requests.recv() => self.answer(request),
                 Some(notice) = from.notices.recv() => self.on_notice(notice),
                 Some(found) = self.lookups.join_next() => self.on_lookup(found),
+                Some(found) = self.neighbours.join_next() => {
+                    if let Ok((to, mac, answer)) = found {
+                        drop(answer.send(traced(self.trace_ip(&to, mac))));
+                    }
+                }
                 links = self.quic.writable() => {
                     for link in links {
                         self.take(Input::Writable { link, writable: true });
@@ -260,16 +267,17 @@ impl Driver {
                 }
                 Err(reason) => drop(answer.send(Reply::Refused { reason })),
             },
-            Command::Trace { to } => {
-                let reply = match self.trace(&to) {
-                    Ok(trace) => Reply::Trace(trace),
-                    Err(reason) => Reply::Refused { reason },
-                };
-                drop(answer.send(reply));
-            }
-            device @ (Command::Attach { .. } | Command::Detach { .. } | Command::Expose { .. } | Command::Hide { .. }) => {
-                self.devices.command(device, answer)
-            }
+            Command::Trace { to } => match to.parse::<IpAddr>() {
+                Ok(ip) => {
+                    let view = self.view();
+                    self.neighbours.spawn(async move { (to, view.neighbour(ip).await, answer) });
+                }
+                Err(_) => drop(answer.send(traced(self.trace(&to)))),
+            },
+            device @ (Command::Attach { .. }
+            | Command::Detach { .. }
+            | Command::Expose { .. }
+            | Command::Hide { .. }) => self.devices.command(device, answer),
         }
         self.do_outputs();
     }
@@ -295,6 +303,13 @@ impl Driver {
         self.do_outputs();
         self.quic.shutdown().await;
         self.plane.stop();
+    }
+}
+
+fn traced(result: Result<Trace, String>) -> Reply {
+    match result {
+        Ok(trace) => Reply::Trace(trace),
+        Err(reason) => Reply::Refused { reason },
     }
 }
 

@@ -100,7 +100,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let (asker, requests) = Asker::new(Arc::clone(&alive));
     let sockets = Arc::new(UdpSockets::bind(settings.listen, settings.workers)?);
     let tasks = listen(settings, asker)?;
-    let (mut devices, notices) = Devices::start(settings, sockets.local_address().port()).await?;
+    let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
     let (inbox, punted) = (Arc::new(Inbox::new()), Arc::new(Notify::new()));
     let punts = Arc::new(PuntRing::new({
@@ -170,6 +170,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         punted,
         tick,
         facts: Facts::new(settings, me, recent, devices.view()),
+        neighbours: JoinSet::new(),
         devices,
         keep,
         lookups: JoinSet::new(),

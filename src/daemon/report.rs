@@ -1,7 +1,6 @@
 //! What the driver says of itself: status, report, metrics, readiness. The node knows links, peers and routes; the rest is added here.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use meshnet_core::counters::DropReason;
 use meshnet_core::fdb::Owner;
@@ -148,19 +147,25 @@ impl Driver {
         self.facts.view.ready()
     }
 
-    /// The path to a peer, a MAC address, or an IP address that this machine has exchanged frames with.
+    /// The path to a peer by name or id, or to whoever has a MAC address.
     pub(super) fn trace(&self, to: &str) -> Result<Trace, String> {
-        let mac = match (to.parse::<Mac>(), to.parse::<IpAddr>()) {
-            (Ok(mac), _) => Some(mac),
-            (_, Ok(ip)) => {
-                let unknown = || format!("{to} is not known on this bridge: send it a packet first, or trace its MAC address or peer");
-                Some(self.facts.view.neighbour(ip).ok_or_else(unknown)?)
-            }
-            _ => None,
-        };
-        let Some(mac) = mac else { return self.node.trace(to) };
+        match to.parse::<Mac>() {
+            Ok(mac) => self.trace_mac(to, mac),
+            Err(_) => self.node.trace(to),
+        }
+    }
+
+    /// The path to an IP address that this machine has exchanged packets with: `mac` is what its neighbour table says.
+    pub(super) fn trace_ip(&self, to: &str, mac: Option<Mac>) -> Result<Trace, String> {
+        let unknown =
+            || format!("{to} is not known on this bridge: send it a packet from here first, or trace its MAC address");
+        self.trace_mac(to, mac.ok_or_else(unknown)?)
+    }
+
+    fn trace_mac(&self, to: &str, mac: Mac) -> Result<Trace, String> {
         let entry = self.plane.fdb().entries().into_iter().find(|entry| entry.mac == mac);
-        let owner = entry.ok_or_else(|| format!("{mac} has sent no frame here yet: it would be flooded to every peer"))?.owner;
+        let owner =
+            entry.ok_or_else(|| format!("{mac} has sent no frame here yet: it would be flooded to every peer"))?.owner;
         let peer = match owner {
             Owner::Local => Some(self.facts.me),
             Owner::Peer(slot) => self.node.peer_at(slot),
@@ -168,5 +173,10 @@ impl Driver {
         let peer = peer.ok_or_else(|| format!("{mac} belongs to a peer that is gone"))?;
         let trace = self.node.trace(&peer.to_string())?;
         Ok(Trace { to: to.to_owned(), mac: Some(mac.to_string()), ..trace })
+    }
+
+    /// For look-ups that outlast a call.
+    pub(super) fn view(&self) -> View {
+        self.facts.view.clone()
     }
 }

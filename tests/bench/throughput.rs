@@ -19,7 +19,9 @@ use lab::{Host, Lab, Meshd};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let after = |flag: &str| arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1)).cloned();
+    let after = |flag: &str| {
+        arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1)).cloned()
+    };
     let rounds: usize = after("--rounds").and_then(|text| text.parse().ok()).unwrap_or(3);
     let offload = after("--offload").unwrap_or_else(|| "nic".into());
     if !lab::inside() {

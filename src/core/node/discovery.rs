@@ -52,7 +52,9 @@ impl Discovery {
             configured: normal(&config.targets),
             connected: normal(&config.saved.targets),
             forgotten: normal(&config.saved.forgotten),
-            known: known.map(|(id, addresses)| (*id, Known { addresses: addresses.clone(), met: Time::ZERO })).collect(),
+            known: known
+                .map(|(id, addresses)| (*id, Known { addresses: addresses.clone(), met: Time::ZERO }))
+                .collect(),
             saved: config.saved.clone(),
             dirty: false,
             persisted: None,
@@ -78,7 +80,8 @@ impl Discovery {
 
 /// The normal form `host:port` of a target; the port is 6783 when none is given. The error says what would be right.
 pub fn target_address(text: &str) -> Result<String, String> {
-    let wrong = || format!("'{text}' is not HOST or HOST:PORT, as in 192.0.2.1, [2001:db8::1]:6783 or node1.example:6783");
+    let wrong =
+        || format!("'{text}' is not HOST or HOST:PORT, as in 192.0.2.1, [2001:db8::1]:6783 or node1.example:6783");
     if let Ok(address) = text.parse::<SocketAddr>() {
         return if address.port() == 0 { Err(wrong()) } else { Ok(address.to_string()) };
     }
@@ -87,7 +90,8 @@ pub fn target_address(text: &str) -> Result<String, String> {
         return Ok(SocketAddr::new(ip, PORT).to_string());
     }
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-    let port = if text.contains(':') { port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)? } else { PORT };
+    let port =
+        if text.contains(':') { port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)? } else { PORT };
     let label = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');
     if host.is_empty() || host.len() > 253 || !host.chars().all(label) {
         return Err(wrong());
@@ -248,7 +252,9 @@ impl Node {
         let record = self.topology.entry(&peer).map(|entry| entry.record().endpoints.clone()).unwrap_or_default();
         let known = self.discovery.known.get(&peer).filter(|_| record.is_empty());
         let mut addresses: Vec<SocketAddr> = Vec::new();
-        for address in last.into_iter().chain(record).chain(known.map(|known| known.addresses.clone()).unwrap_or_default()) {
+        for address in
+            last.into_iter().chain(record).chain(known.map(|known| known.addresses.clone()).unwrap_or_default())
+        {
             if !addresses.contains(&address) && !self.addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -305,7 +311,8 @@ impl Node {
         let mut live: BTreeSet<PeerId> =
             self.topology.entries().filter(|(_, entry)| entry.reachable()).map(|(id, _)| *id).collect();
         live.remove(&self.me);
-        let current: BTreeSet<PeerId> = self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)).map(|p| p.id).collect();
+        let current: BTreeSet<PeerId> =
+            self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)).map(|p| p.id).collect();
         let rtts = self
             .peers
             .active
@@ -317,7 +324,8 @@ impl Node {
         // One of those that cannot be reached at a time: so a healed partition finds itself, without a storm of dials.
         if now >= self.discovery.next_stray {
             let lost: Vec<PeerId> = all.difference(&live).copied().collect();
-            self.discovery.stray = if lost.is_empty() { None } else { lost.get(self.rng.random_range(0..lost.len())).copied() };
+            self.discovery.stray =
+                if lost.is_empty() { None } else { lost.get(self.rng.random_range(0..lost.len())).copied() };
             self.discovery.next_stray = now + STRAY_EVERY.mul_f64(self.rng.random_range(0.5..1.5));
         }
         wanted.extend(self.discovery.stray);
@@ -334,10 +342,16 @@ impl Node {
         for link in self.links.iter().filter(|link| link.phase == Phase::Up) {
             let Some(peer) = self.peers.of(&link.peer) else { continue };
             if link.relayed() {
-                let direct = self.links.current(link.peer, false).filter(|_| peer.path.alive() && peer.path.usable().is_some());
-                if direct.is_some_and(|direct| now.since(direct.since) >= SPARE_AFTER) && now.since(link.since) >= SPARE_AFTER {
+                let direct =
+                    self.links.current(link.peer, false).filter(|_| peer.path.alive() && peer.path.usable().is_some());
+                if direct.is_some_and(|direct| now.since(direct.since) >= SPARE_AFTER)
+                    && now.since(link.since) >= SPARE_AFTER
+                {
                     spare.push((link.id, CloseReason::Duplicate));
-                } else if large && peer.wanted.is_none_or(|at| now.since(at) >= RELAYED_IDLE) && now.since(link.since) >= RELAYED_IDLE {
+                } else if large
+                    && peer.wanted.is_none_or(|at| now.since(at) >= RELAYED_IDLE)
+                    && now.since(link.since) >= RELAYED_IDLE
+                {
                     spare.push((link.id, CloseReason::Unwanted));
                 }
             } else if large && matches!(link.errand, Some(Errand::Peer(_))) {

@@ -125,7 +125,11 @@ fn both_ends_get_one_secret_even_when_offers_cross() {
 #[test]
 fn points_of_small_order_are_refused() {
     let mut machine = machine("steady", true);
-    for public_key in [[0; 32], { let mut one = [0; 32]; one[0] = 1; one }] {
+    for public_key in [[0; 32], {
+        let mut one = [0; 32];
+        one[0] = 1;
+        one
+    }] {
         assert_eq!(machine.on_offer(&Rekey { epoch: 1, public_key }, || [1; 32]), Err(Misfit));
     }
 }
