@@ -82,7 +82,10 @@ fn show() -> Result<(), String> {
     std::thread::sleep(Duration::from_millis(300));
     let report = c1.run(&["iperf3", "-c", "10.32.0.3", "-t", "3", "-f", "m"]);
     drop(server);
-    report.lines().filter(|line| line.contains("sender") || line.contains("receiver")).for_each(|line| println!("{line}"));
+    report
+        .lines()
+        .filter(|line| line.contains("sender") || line.contains("receiver"))
+        .for_each(|line| println!("{line}"));
 
     step("meshctl status, on left");
     print!("{}", peers[0].ctl(&["status"]));

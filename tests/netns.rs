@@ -90,7 +90,8 @@ fn line_of_four() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(!text.contains("DUP!"), "{text}");
         let status = peers[0].status();
-        let far = status["peers"].as_array().expect("peers").iter().find(|peer| peer["name"] == "d").expect("d is a peer");
+        let far =
+            status["peers"].as_array().expect("peers").iter().find(|peer| peer["name"] == "d").expect("d is a peer");
         assert_eq!(far["hops"], 3);
         let trace = peers[0].ctl(&["trace", "d"]);
         assert!(trace.contains("b") && trace.contains("c"), "{trace}");
@@ -133,7 +134,10 @@ fn ring_with_a_cut() {
         let cut = |verb: &str| {
             for host in [a, c] {
                 if verb == "cut" {
-                    host.run(&["nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; }"]);
+                    host.run(&[
+                        "nft",
+                        "add table inet cut; add chain inet cut in { type filter hook input priority 0; }",
+                    ]);
                     host.run(&["nft", "add rule inet cut in iifname wire2 drop"]);
                 } else {
                     host.run(&["nft", "delete table inet cut"]);
@@ -147,11 +151,15 @@ fn ring_with_a_cut() {
         println!("pings lost by the cut: {lost} of 500, 100 a second");
         assert!(lost <= 100, "{lost} pings lost");
         first.await_status("relayed", 10 * SECOND, |status| {
-            status["routes"].as_array().is_some_and(|routes| routes.iter().any(|route| route["name"] == "c" && route["kind"] == "relayed"))
+            status["routes"]
+                .as_array()
+                .is_some_and(|routes| routes.iter().any(|route| route["name"] == "c" && route["kind"] == "relayed"))
         });
         cut("heal");
         first.await_status("direct again", 40 * SECOND, |status| {
-            status["routes"].as_array().is_some_and(|routes| routes.iter().any(|route| route["name"] == "c" && route["kind"] == "direct"))
+            status["routes"]
+                .as_array()
+                .is_some_and(|routes| routes.iter().any(|route| route["name"] == "c" && route["kind"] == "direct"))
         });
         assert_eq!(one.pings("10.32.0.3", 50, 100), 50);
     });
@@ -221,7 +229,11 @@ fn restart_and_kill() {
         let mut second = lab.meshd(&host, &["--listen", "[::]:7000", "--socket", "/run/lab/other.sock"]);
         let status = second.await_exit(5 * SECOND).expect("the second one ends");
         assert_eq!(status.code(), Some(1));
-        assert!(second.log_text().lines().last().unwrap_or_default().contains("another meshd"), "{}", second.log_text());
+        assert!(
+            second.log_text().lines().last().unwrap_or_default().contains("another meshd"),
+            "{}",
+            second.log_text()
+        );
         one.await_ping("10.32.0.2", 5 * SECOND);
     });
 }
@@ -241,7 +253,8 @@ fn address_changes() {
         a.await_status("new address", 30 * SECOND, |status| {
             status["links"].as_array().is_some_and(|links| {
                 links.iter().any(|link| {
-                    link["state"] == "established" && link["address"].as_str().is_some_and(|text| text.starts_with("192.168.77.200"))
+                    link["state"] == "established"
+                        && link["address"].as_str().is_some_and(|text| text.starts_with("192.168.77.200"))
                 })
             })
         });
@@ -282,7 +295,9 @@ fn wrong_secret() {
         first.await_up();
         let second = lab.meshd_bare(&b, &["--secret-file", other.to_str().expect("path"), "--peer", "192.168.77.1"]);
         let status = second.await_status("failed link", 10 * SECOND, |status| {
-            status["links"].as_array().is_some_and(|links| links.iter().any(|link| link["reason"].to_string().contains("secret")))
+            status["links"]
+                .as_array()
+                .is_some_and(|links| links.iter().any(|link| link["reason"].to_string().contains("secret")))
         });
         assert_eq!(established(&status), 0);
         assert!(status["problems"].to_string().contains("secret"), "{}", status["problems"]);
@@ -317,7 +332,18 @@ fn nothing_in_the_clear() {
         std::thread::sleep(SECOND);
         let pattern = "706c61696e74657874"; // "plaintext", repeated by ping to fill the packet
         one.run(&["ping", "-n", "-q", "-c", "20", "-i", "0.02", "-s", "400", "-p", pattern, "10.32.0.3"]);
-        let inside = three.spawn(&["tcpdump", "-Z", "root", "-i", &interface_of(&three), "-s", "0", "-U", "-w", "/run/lab/inside.pcap"]);
+        let inside = three.spawn(&[
+            "tcpdump",
+            "-Z",
+            "root",
+            "-i",
+            &interface_of(&three),
+            "-s",
+            "0",
+            "-U",
+            "-w",
+            "/run/lab/inside.pcap",
+        ]);
         std::thread::sleep(SECOND);
         one.run(&["ping", "-n", "-q", "-c", "5", "-i", "0.02", "-s", "400", "-p", pattern, "10.32.0.3"]);
         std::thread::sleep(SECOND / 2);
@@ -350,11 +376,30 @@ fn hostile_datagrams() {
         let two = lab.container(&second, "c2", "10.32.0.2/12");
         one.await_ping("10.32.0.2", 5 * SECOND);
         // Record what b receives, then send it again from b's own side of the switch and from x.
-        let capture = b.spawn(&["tcpdump", "-Z", "root", "-i", "eth0", "-U", "-w", "/run/lab/heard.pcap", "udp and dst host 192.168.77.2"]);
+        let capture = b.spawn(&[
+            "tcpdump",
+            "-Z",
+            "root",
+            "-i",
+            "eth0",
+            "-U",
+            "-w",
+            "/run/lab/heard.pcap",
+            "udp and dst host 192.168.77.2",
+        ]);
         std::thread::sleep(SECOND);
         assert_eq!(one.pings("10.32.0.2", 50, 100), 50);
         capture.stop();
-        let count = two.spawn(&["tcpdump", "-Z", "root", "-n", "-l", "-i", &interface_of(&two), "icmp and icmp[icmptype] == icmp-echo"]);
+        let count = two.spawn(&[
+            "tcpdump",
+            "-Z",
+            "root",
+            "-n",
+            "-l",
+            "-i",
+            &interface_of(&two),
+            "icmp and icmp[icmptype] == icmp-echo",
+        ]);
         std::thread::sleep(SECOND);
         let datagrams = udp_payloads(&std::fs::read("/run/lab/heard.pcap").expect("capture"));
         assert!(datagrams.len() >= 50, "{} datagrams recorded", datagrams.len());
@@ -381,11 +426,18 @@ fn hostile_datagrams() {
         assert!(garbage > 10_000, "{garbage} sent");
         std::thread::sleep(SECOND);
         let echoes = count.stop();
-        assert_eq!(echoes.lines().filter(|line| line.contains("echo request")).count(), 0, "a replayed frame came out: {echoes}");
+        assert_eq!(
+            echoes.lines().filter(|line| line.contains("echo request")).count(),
+            0,
+            "a replayed frame came out: {echoes}"
+        );
         let status = second.status();
         let drops = &status["data"]["drops"];
         assert!(drops["replayed"].as_u64().unwrap_or(0) >= 50, "{drops}");
-        assert!(drops["malformed"].as_u64().unwrap_or(0) + drops["unknown_session"].as_u64().unwrap_or(0) > 1000, "{drops}");
+        assert!(
+            drops["malformed"].as_u64().unwrap_or(0) + drops["unknown_session"].as_u64().unwrap_or(0) > 1000,
+            "{drops}"
+        );
         assert!(before.is_number());
         // Nothing else changed: pings pass, the link never fell.
         assert_eq!(one.pings("10.32.0.2", 50, 100), 50);
@@ -393,10 +445,9 @@ fn hostile_datagrams() {
     });
 }
 
-/// Runs `body` in a host's namespace, in a process of its own is not needed: a thread that enters it.
+/// Runs `body` in a host's namespace, on a thread that enters it.
 fn in_host<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
-    let path = std::path::PathBuf::from(format!("/run/netns/{name}"));
-    meshnet::sys::netns::run_in(&path, body).expect("enter the namespace")
+    meshnet::sys::netns::Netns::open(name).and_then(|namespace| namespace.run(body)).expect("enter the namespace")
 }
 
 fn rss_kb(pid: u32) -> u64 {
@@ -451,7 +502,8 @@ fn three_agree_and_rest() {
         for (at, host) in hosts.iter().enumerate() {
             switch.plug(host, &format!("192.168.77.{}/24", at + 1));
         }
-        let mut peers: Vec<Meshd> = hosts[..2].iter().map(|host| lab.meshd(host, &["--peer", "192.168.77.1"])).collect();
+        let mut peers: Vec<Meshd> =
+            hosts[..2].iter().map(|host| lab.meshd(host, &["--peer", "192.168.77.1"])).collect();
         peers[1].await_peers(2, 10 * SECOND);
         let start = Instant::now();
         peers.push(lab.meshd(&hosts[2], &["--peer", "192.168.77.1"]));

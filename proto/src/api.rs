@@ -332,3 +332,6 @@ mod optional_id {
         if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(serde::de::Error::custom) }
     }
 }
+
+#[cfg(test)]
+mod tests;

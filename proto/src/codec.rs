@@ -1,6 +1,8 @@
 //! The encoding of control messages and records: bincode 2 with variable-length integers, behind two functions so that it can be swapped.
 //!
 //! It is positional: a released struct is never edited; new fields travel as extension fields, new messages under new numbers.
+//! A length that the bytes cannot hold reserves at most 1 MiB (serde's bound) before it fails; a sequence of a type without bytes must never be decoded,
+//! for nothing would bound its length.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,12 +16,19 @@ pub enum CodecError {
     #[error("malformed: {0}")]
     Malformed(String),
     /// The value is longer than its limit.
-    #[error("{0} bytes are over the limit of {1}")]
+    #[error("a length of {0} is over the limit of {1}")]
     TooLong(usize, usize),
 }
 
 fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<{ limits::MESSAGE_MAX_BYTES }>()
+}
+
+/// Decodes a sequence of at most `limit` elements. The count is looked at first: a long message of tiny elements costs no more memory than the limit says.
+pub(crate) fn decode_vec<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<Vec<T>, CodecError> {
+    let count: u64 = decode(bytes)?;
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    if count > limit { Err(CodecError::TooLong(count, limit)) } else { decode(bytes) }
 }
 
 /// Encodes `value`.

@@ -2,7 +2,7 @@
 
 /// Bytes of one control message, header included. The largest is a batch of records; a record is at most [`RECORD_MAX_BYTES`].
 pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
-/// Bytes of one signed record. 128 links of 11 bytes, 16 addresses of 19, a name and extensions stay under 4 KiB; the rest is room for later fields.
+/// Bytes of one signed record. 128 links of 12 bytes, 16 addresses of 21, a name and extensions stay under 4 KiB; the rest is room for later fields.
 pub const RECORD_MAX_BYTES: usize = 16 * 1024;
 /// Records in one message, so that a single message cannot hold the receiver for long (each costs a signature check of about 50 µs).
 pub const RECORDS_PER_MESSAGE_MAX: usize = 256;
@@ -14,8 +14,10 @@ pub const SOFTWARE_MAX_BYTES: usize = 64;
 pub const ENDPOINTS_MAX: usize = 16;
 /// Links in one record: above the largest sensible `--max-links`.
 pub const RECORD_LINKS_MAX: usize = 1024;
-/// Extension fields of a record or hello.
+/// Extension fields of a record or hello: one for each feature that a release may add, for some dozen releases.
 pub const EXTENSIONS_MAX: usize = 32;
+/// The highest incarnation and sequence number of a record: nobody gets there by counting, and one more never overflows.
+pub const VERSION_MAX: u64 = 1 << 48;
 /// Peers that one mesh may hold. Design size is 1,000; beyond ten times that the records alone cost tens of MB.
 pub const PEERS_MAX: usize = 10_000;
 /// Relays between two peers. Three reach any two ends of a graph of degree 8 and 1,000 peers in practice, and bound the header.

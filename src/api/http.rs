@@ -20,7 +20,7 @@ use hyper_util::service::TowerToHyperService;
 use meshnet_proto::api::{Command, Reply};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -34,25 +34,42 @@ pub async fn serve_socket<B: Backend>(listener: SocketListener, backend: Arc<B>)
         .route("/v1/macs", get(macs::<B>))
         .route("/v1/command", post(command::<B>));
     let routes = finish(routes, backend);
-    accept(routes, async || listener.listener.accept().await.map(|(stream, _)| stream)).await;
+    accept(routes, &listener.listener).await;
 }
 
 /// Serves the read-only port. It does not return; dropping the future stops it and cuts its connections.
 pub async fn serve_http<B: Backend>(listener: TcpListener, backend: Arc<B>) {
     let routes = finish(reading_routes::<B>(), backend);
-    accept(routes, async || listener.accept().await.map(|(stream, _)| stream)).await;
+    accept(routes, &listener).await;
 }
 
-async fn accept<S>(routes: Router, next: impl AsyncFn() -> io::Result<S>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+/// Where connections come from.
+trait Door {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+    async fn next(&self) -> io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Door for UnixListener {
+    type Stream = UnixStream;
+    async fn next(&self) -> io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+async fn accept(routes: Router, door: &impl Door) {
     let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
-        match next().await {
+        match door.next().await {
             Ok(stream) => {
                 let service = TowerToHyperService::new(routes.clone());
                 connections.spawn(async move {

@@ -12,14 +12,14 @@
 mod http;
 mod listen;
 
-pub use http::{serve_http, serve_socket};
+pub use http::{REQUEST_TIMEOUT, serve_http, serve_socket};
 pub use listen::{ListenError, SocketListener, bind_http, bind_socket};
 
 use std::future::Future;
 
 use meshnet_proto::api::{Command, MacEntry, Reply, Report, Status, Topology};
 
-/// Who answers. The daemon implements it by a bounded channel to its driver; each call must end within [`http::REQUEST_TIMEOUT`].
+/// Who answers. The daemon implements it by a bounded channel to its driver; each call must end within [`REQUEST_TIMEOUT`].
 pub trait Backend: Send + Sync + 'static {
     /// The status document.
     fn status(&self) -> impl Future<Output = Result<Status, Unavailable>> + Send;

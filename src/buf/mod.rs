@@ -113,7 +113,7 @@ pub fn strides(length: usize, stride: usize) -> impl Iterator<Item = Range<usize
 
 /// Segments of one send: what every kernel with `UDP_SEGMENT` takes (64 until Linux 6.9, 128 after).
 pub const RUN_MAX_SEGMENTS: usize = 64;
-/// Bytes of one send. The kernel's limit is 65,507 over IPv4 and 65,487 with IPv6 headers; the rest is left for options.
+/// Bytes of one send. The kernel's limit is 65,507 over IPv4 and 20 more over IPv6; some of it is left for options.
 pub const RUN_MAX_BYTES: usize = 65_000;
 /// Bytes of a receive buffer: the most that the kernel joins.
 pub const RECEIVE_MAX_BYTES: usize = 65_536;

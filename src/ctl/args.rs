@@ -150,7 +150,7 @@ pub enum Format {
 #[derive(Debug, Args)]
 pub struct Watch {
     /// End after this many screens
-    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, short = 'n', value_name = "N", value_parser = times)]
     pub count: Option<u64>,
     #[command(flatten)]
     pub json: Json,
@@ -162,7 +162,7 @@ pub struct Ping {
     #[arg(value_name = "NAME", value_parser = word)]
     pub peer: String,
     /// How many probes
-    #[arg(long, short = 'c', value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 4, value_parser = times)]
     pub count: u64,
     /// Seconds between probes
     #[arg(long, short = 'i', value_name = "SECONDS", default_value = "1", value_parser = interval)]
@@ -199,6 +199,11 @@ fn cidr(text: &str) -> Result<String, String> {
 
 fn cidr_or_auto(text: &str) -> Result<String, String> {
     if text == "auto" { Ok(text.into()) } else { cidr(text).map_err(|wrong| format!("{wrong}, or auto")) }
+}
+
+fn times(text: &str) -> Result<u64, String> {
+    let times = text.parse().ok().filter(|times| (1..=1_000_000).contains(times));
+    times.ok_or_else(|| "wanted: a number from 1 to 1000000".into())
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

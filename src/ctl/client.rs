@@ -34,12 +34,16 @@ pub enum Failure {
     /// An error on our side, such as a full disk behind standard output.
     #[error("{0}")]
     Local(String),
+    /// The reader of standard output has seen enough (`| head`): no error, but nothing more to do.
+    #[error("standard output is closed")]
+    Closed,
 }
 
 impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::NoPeer { .. } | Failure::Forbidden(_) => exit::NO_PEER,
+            Failure::Closed => exit::DONE,
             Failure::Broken { .. } | Failure::Refused(_) | Failure::Local(_) => exit::REFUSED,
         }
     }

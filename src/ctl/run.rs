@@ -19,7 +19,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if usage::is_help(&error) => {
-            return ExitCode::from(if emit(&error.to_string()).is_ok() { exit::DONE } else { exit::REFUSED });
+            return ExitCode::from(
+                emit(&error.to_string()).map_or_else(|failure| failure.exit_code(), |()| exit::DONE),
+            );
         }
         Err(error) => {
             eprintln!("{}", usage::one_line(&Cli::command(), &error));
@@ -36,7 +38,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match runtime.block_on(run(cli)) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(failure) => {
-            eprintln!("meshctl: {}", clean(&failure.to_string()));
+            if failure.exit_code() != exit::DONE {
+                eprintln!("meshctl: {}", clean(&failure.to_string()));
+            }
             ExitCode::from(failure.exit_code())
         }
     }
@@ -162,11 +166,11 @@ pub(super) fn json<T: Serialize>(document: &T) -> Result<String, Failure> {
     Ok(text + "\n")
 }
 
-/// To standard output. A reader who has seen enough (`| head`) is no error.
+/// To standard output.
 pub(super) fn emit(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Local(format!("standard output: {error}"))),
-        _ => Ok(()),
-    }
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::Closed,
+        _ => Failure::Local(format!("standard output: {error}")),
+    })
 }

@@ -1,34 +1,31 @@
-//! Makes a cluster secret.
+//! Makes a cluster secret: one line of text, with check digits, so that a damaged copy is known as such and not as a wrong secret.
 
-use aws_lc_rs::rand;
+use std::fmt::Write;
 
-/// `mesh1-` and 32 random bytes of the operating system in base32 (RFC 4648 alphabet, lower case, no padding).
+use aws_lc_rs::{digest, rand};
+
+/// How a generated secret begins; the digit is the version of its form.
+pub const PREFIX: &str = "mesh1-";
+
+/// [`PREFIX`], 32 random bytes of the operating system as 64 hex digits, and 8 [`check_digits`].
 pub fn make() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the operating system gave no random bytes"))?;
-    Ok(format!("mesh1-{}", base32(&bytes)))
+    Ok(format!("{PREFIX}{}{}", hex(&bytes), check_digits(&bytes)))
 }
 
-fn base32(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(5) * 8);
-    let (mut window, mut bits) = (0u32, 0);
-    for &byte in bytes {
-        window = (window << 8) | u32::from(byte);
-        bits += 8;
-        while bits >= 5 {
-            bits -= 5;
-            text.push(letter(window >> bits));
-        }
-        window &= (1 << bits) - 1;
-    }
-    if bits > 0 {
-        text.push(letter(window << (5 - bits)));
-    }
-    text
+/// The first 8 hex digits of the SHA-256 of a secret's bytes.
+pub fn check_digits(bytes: &[u8]) -> String {
+    hex(&digest::digest(&digest::SHA256, bytes).as_ref()[..4])
 }
 
-fn letter(window: u32) -> char {
-    char::from(b"abcdefghijklmnopqrstuvwxyz234567"[(window & 31) as usize])
+/// Bytes as lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]
@@ -36,26 +33,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base32_is_that_of_the_rfc() {
-        // RFC 4648, section 10.
-        for (bytes, text) in [
-            ("", ""),
-            ("f", "my"),
-            ("fo", "mzxq"),
-            ("foo", "mzxw6"),
-            ("foob", "mzxw6yq"),
-            ("fooba", "mzxw6ytb"),
-            ("foobar", "mzxw6ytboi"),
-        ] {
-            assert_eq!(base32(bytes.as_bytes()), text);
-        }
-    }
-
-    #[test]
     fn secrets_have_the_form_and_differ() {
         let (one, other) = (make().unwrap(), make().unwrap());
-        assert_eq!(one.len(), 6 + 52);
-        assert!(one.strip_prefix("mesh1-").unwrap().bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7')));
+        assert_eq!(one.len(), 6 + 64 + 8);
+        assert!(one.strip_prefix(PREFIX).unwrap().bytes().all(|b| matches!(b, b'a'..=b'f' | b'0'..=b'9')));
         assert_ne!(one, other);
     }
 }

@@ -35,6 +35,7 @@ pub fn one_line(command: &Command, error: &Error) -> String {
         .or_else(|| get(ContextKind::SuggestedArg).map(|flag| format!("did you mean {flag}?")))
         .or_else(|| get(ContextKind::SuggestedSubcommand).map(|name| format!("did you mean {name}?")))
         .or_else(|| get(ContextKind::ValidSubcommand).map(|names| format!("one of: {names}")))
+        .or_else(|| subcommands(command, error))
         .or_else(|| get(ContextKind::Usage).map(|usage| usage.trim_start_matches("Usage:").trim().to_owned()))
         .unwrap_or_else(|| format!("see {program} --help"));
     // Values are whatever was typed or stood in a file: one line it stays.
@@ -44,6 +45,19 @@ pub fn one_line(command: &Command, error: &Error) -> String {
 /// Whether this "error" is the text of `--help` or `--version`, for standard output and exit 0.
 pub fn is_help(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+}
+
+/// The commands that could have stood where a wrong one, or none, stands.
+fn subcommands(command: &Command, error: &Error) -> Option<String> {
+    use ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, InvalidSubcommand, MissingSubcommand};
+    if !matches!(error.kind(), InvalidSubcommand | MissingSubcommand | DisplayHelpOnMissingArgumentOrSubcommand) {
+        return None;
+    }
+    // The words of the usage lead to the command that was reached.
+    let usage = error.get(ContextKind::Usage).map(words).unwrap_or_default();
+    let reached = usage.split_whitespace().fold(command, |at, word| at.find_subcommand(word).unwrap_or(at));
+    let names: Vec<&str> = reached.get_subcommands().map(Command::get_name).filter(|name| *name != "help").collect();
+    (!names.is_empty()).then(|| format!("one of: {}", names.join(", ")))
 }
 
 /// The words of a value parser.

@@ -92,7 +92,7 @@ impl Screen {
 
     fn draw(&self, status: &Status, lost: Option<&Failure>) -> Result<(), Failure> {
         let size = tcgetwinsize(io::stdout()).ok();
-        let rows = size.map_or(24, |size| usize::from(size.ws_row)).max(2);
+        let rows = size.map(|size| usize::from(size.ws_row)).filter(|rows| *rows > 2).unwrap_or(24);
         let mut lines: Vec<String> = Vec::new();
         if let Some(failure) = lost {
             lines.push(format!("! {}; what follows is from before", clean(&failure.to_string())));

@@ -81,6 +81,37 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
+impl Settings {
+    /// As they took effect, for `meshctl report`. The secret is not among them, only where it is.
+    pub fn shown(&self) -> BTreeMap<String, String> {
+        let list = |values: Vec<String>| if values.is_empty() { "none".into() } else { values.join(", ") };
+        let or = |value: Option<String>, otherwise: &str| value.unwrap_or_else(|| otherwise.to_owned());
+        [
+            ("name", self.name.clone()),
+            ("cluster", self.cluster.clone()),
+            ("peer", list(self.peers.iter().map(ToString::to_string).collect())),
+            ("listen", self.listen.to_string()),
+            ("advertise", list(self.advertise.iter().map(ToString::to_string).collect())),
+            ("secret-file", or(self.secret_file.as_ref().map(|path| path.display().to_string()), "none")),
+            ("bridge", self.bridge.clone()),
+            ("expose", or(self.expose.map(|address| address.to_string()), "none")),
+            ("transport", format!("{:?}", self.transport).to_lowercase()),
+            ("no-discovery", (!self.discovery).to_string()),
+            ("max-links", self.max_links.to_string()),
+            ("mtu", or(self.mtu.map(|mtu| mtu.to_string()), "auto")),
+            ("profile", format!("{:?}", self.profile).to_lowercase()),
+            ("workers", self.workers.to_string()),
+            ("state-dir", self.state_dir.display().to_string()),
+            ("socket", self.socket.display().to_string()),
+            ("http", or(self.http.map(|address| address.to_string()), "none")),
+            ("log-level", self.log_level.to_string().to_lowercase()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+    }
+}
+
 /// How frames travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {

@@ -200,7 +200,7 @@ impl Netlink {
     }
 
     /// On the bridge and up; true when it was not.
-    async fn join(&self, port: &Link, bridge: &Link) -> Result<bool, Error> {
+    pub(super) async fn join(&self, port: &Link, bridge: &Link) -> Result<bool, Error> {
         if port.up && port.master == Some(bridge.index) {
             return Ok(false);
         }
@@ -285,6 +285,11 @@ impl Place {
 /// At most 15 bytes: the inode's low 40 bits are all of it on any kernel so far.
 fn port_name(inode: u64) -> String {
     format!("mesh-{:x}", inode & 0xff_ffff_ffff)
+}
+
+/// Whether a name is one of [`port_name`].
+pub(super) fn is_port(name: &str) -> bool {
+    name.strip_prefix("mesh-").is_some_and(|inode| u64::from_str_radix(inode, 16).is_ok())
 }
 
 /// The MAC address from which everybody can tell the address's owner without asking; only IPv4 fits, others get the kernel's random one.

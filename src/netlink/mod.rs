@@ -21,6 +21,7 @@ pub mod attach;
 pub mod bridge;
 pub mod expose;
 mod kernel;
+mod rejoin;
 pub mod underlay;
 pub mod watch;
 

@@ -66,7 +66,7 @@ impl Authority {
 pub(super) struct Credentials {
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
-    roots: Arc<RootCertStore>,
+    pub(super) roots: Arc<RootCertStore>,
 }
 
 impl Credentials {

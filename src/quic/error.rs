@@ -98,7 +98,8 @@ pub(super) fn link_end(error: &ConnectionError) -> LinkEnd {
         Meaning::Timeout => LinkEnd::Timeout,
         Meaning::Closed(reason) => LinkEnd::Remote(reason),
         Meaning::Version => LinkEnd::Remote(Some(CloseReason::Version)),
-        Meaning::WrongPeer | Meaning::Other(_) => LinkEnd::Other(error.to_string()),
+        Meaning::WrongPeer => LinkEnd::Other(error.to_string()),
+        Meaning::Other(text) => LinkEnd::Other(text),
     }
 }
 

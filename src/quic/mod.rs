@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::hmac;
 use meshnet_core::node::{DialError, DialId, Input, LinkId};
 use meshnet_core::session::SessionSecret;
 use meshnet_proto::PeerId;
@@ -36,13 +37,14 @@ use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
     TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use accept::{Admission, Verdict};
+use accept::{Admission, Handshaking, Pending, Verdict};
 pub use error::QuicError;
 pub use link::Sent;
 use link::{Link, Outbox};
@@ -108,7 +110,7 @@ struct Shared {
     events: mpsc::Sender<Input>,
     next_link: AtomicU64,
     dials: AtomicUsize,
-    handshakes: AtomicUsize,
+    pending: Arc<Pending>,
     links: Mutex<BTreeMap<LinkId, Arc<Outbox>>>,
     link_gone: Notify,
     relieved: Mutex<BTreeSet<LinkId>>,
@@ -139,12 +141,9 @@ impl Quic {
             config
         });
         let servers = transports.map(|transport| Arc::new(server_config(server.clone(), transport)));
-        let mut endpoint_config = EndpointConfig::default();
-        // The first byte tells QUIC from sealed data only while its fixed bit is set.
-        endpoint_config.grease_quic_bit(false);
         let socket = Arc::new(Socket::new(config.inbox.clone(), config.transport.clone()));
         let endpoint = Endpoint::new_with_abstract_socket(
-            endpoint_config,
+            endpoint_config(&config.identity_seed),
             Some((*servers[0]).clone()),
             socket.clone(),
             Arc::new(quinn::TokioRuntime),
@@ -161,7 +160,7 @@ impl Quic {
             events,
             next_link: AtomicU64::new(1),
             dials: AtomicUsize::new(0),
-            handshakes: AtomicUsize::new(0),
+            pending: Arc::default(),
             links: Mutex::default(),
             link_gone: Notify::new(),
             relieved: Mutex::default(),
@@ -309,11 +308,11 @@ impl Shared {
     }
 
     /// The answering end's handshake, and the link after it.
-    async fn answer(self: Arc<Self>, incoming: Incoming) {
+    async fn answer(self: Arc<Self>, incoming: Incoming, handshaking: Handshaking) {
         let remote = socket::unmapped(incoming.remote_address());
         let relayed = virtual_peer(remote).is_some();
         let handshake = async {
-            let _counted = Counted::new(&self.handshakes);
+            let _until_done = handshaking;
             let connecting = incoming.accept_with(self.servers[usize::from(relayed)].clone())?;
             timeout(self.handshake_time, connecting).await.unwrap_or(Err(quinn::ConnectionError::TimedOut))
         };
@@ -386,11 +385,6 @@ impl Drop for Registered<'_> {
 struct Counted<'a>(&'a AtomicUsize);
 
 impl Counted<'_> {
-    fn new(counter: &AtomicUsize) -> Counted<'_> {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Counted(counter)
-    }
-
     fn below(counter: &AtomicUsize, limit: usize) -> Option<Counted<'_>> {
         let counted = Counted(counter);
         (counter.fetch_add(1, Ordering::Relaxed) < limit).then_some(counted)
@@ -409,9 +403,12 @@ async fn accept_all(shared: Arc<Shared>) {
     let mut answers = JoinSet::new();
     while let Some(incoming) = shared.endpoint.accept().await {
         while answers.try_join_next().is_some() {}
-        let proven = incoming.remote_address_validated();
-        match admission.judge(Instant::now(), proven, shared.handshakes.load(Ordering::Relaxed)) {
-            Verdict::Accept => drop(answers.spawn(shared.clone().answer(incoming))),
+        let remote = incoming.remote_address();
+        match admission.judge(Instant::now(), incoming.remote_address_validated(), shared.pending.count(remote)) {
+            Verdict::Accept => {
+                let handshaking = shared.pending.begin(remote);
+                answers.spawn(shared.clone().answer(incoming, handshaking));
+            }
             Verdict::Retry => {
                 shared.counters.retries.fetch_add(1, Ordering::Relaxed);
                 if let Err(error) = incoming.retry() {
@@ -431,6 +428,20 @@ async fn accept_all(shared: Arc<Shared>) {
 fn identify(connection: &Connection) -> Option<PeerId> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     cert::peer_of(chain.first()?)
+}
+
+/// Connection ids and reset tokens hang on the identity, not on the process: a peer that was killed and started again answers packets of its former links with
+/// a reset (RFC 9000, 10.3), and the other end knows at its next packet instead of after [`IDLE_TIME_MS`].
+fn endpoint_config(identity_seed: &[u8; 32]) -> EndpointConfig {
+    let root = hmac::Key::new(hmac::HMAC_SHA256, identity_seed);
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, b"meshnet quic reset").as_ref());
+    let ids = hmac::sign(&root, b"meshnet quic connection ids");
+    let ids_key = ids.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids_key)));
+    // The first byte tells QUIC from sealed data only while its fixed bit is set.
+    config.grease_quic_bit(false);
+    config
 }
 
 fn transport_config(relayed: bool) -> TransportConfig {

@@ -22,10 +22,15 @@ struct Plain {
     relayed: Mutex<BTreeMap<ShortId, Arc<Inbox>>>,
     me: Mutex<ShortId>,
     longest: AtomicUsize,
+    /// Counts down: the kernel has no room.
+    blocked: AtomicUsize,
 }
 
 impl DatagramIo for Plain {
     fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
+        if self.blocked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         bytes
             .chunks(segment.unwrap_or(bytes.len()))
             .try_for_each(|datagram| self.socket.send_to(datagram, to).map(drop))
@@ -59,7 +64,10 @@ impl Drop for End {
 }
 
 fn end_with(credentials: &Credentials, peer: PeerId, handshake: Handshake) -> End {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    end_on(UdpSocket::bind("127.0.0.1:0").unwrap(), credentials, peer, handshake)
+}
+
+fn end_on(socket: UdpSocket, credentials: &Credentials, peer: PeerId, handshake: Handshake) -> End {
     socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let address = socket.local_addr().unwrap();
     let io = Arc::new(Plain {
@@ -68,6 +76,7 @@ fn end_with(credentials: &Credentials, peer: PeerId, handshake: Handshake) -> En
         relayed: Mutex::default(),
         me: Mutex::new(peer.short()),
         longest: AtomicUsize::new(0),
+        blocked: AtomicUsize::new(0),
     });
     let inbox = Arc::new(Inbox::new());
     let config = QuicConfig {
@@ -224,6 +233,22 @@ async fn another_secret_is_refused_in_the_handshake() {
 }
 
 #[tokio::test]
+async fn an_end_whose_certificate_only_the_other_refuses_hears_that_it_is_the_secret() {
+    let (ours, theirs) = (Authority::new(&AUTHORITY, "test").unwrap(), Authority::new(&[8; 32], "test").unwrap());
+    // It trusts the authority of a and shows a certificate of another, as between two steps of a change of secret.
+    let (mut credentials, peer) = theirs.admit(&[2; 32]).unwrap();
+    credentials.roots = ours.admit(&[2; 32]).unwrap().0.roots;
+    let (mut a, mut b) = (end(1), end_with(&credentials, peer, Handshake::default()));
+    b.quic.dial(DialId(1), a.address, None);
+    match b.event().await {
+        Input::LinkOpened { .. } => assert_eq!(b.closed().await, LinkEnd::Secret),
+        Input::DialFailed { why, .. } => assert_eq!(why, DialError::Secret),
+        other => panic!("{other:?}"),
+    }
+    a.quiet().await;
+}
+
+#[tokio::test]
 async fn another_protocol_is_refused_in_the_handshake() {
     let (mut a, mut b) =
         (end(1), end_of(&AUTHORITY, "test", 2, Handshake { alpn: b"meshnet/2", ..Handshake::default() }));
@@ -253,7 +278,7 @@ async fn a_certificate_that_names_another_key_is_refused_both_ways() {
     // The thief's end of the handshake is good; the other end then throws it out.
     loop {
         match thief.event().await {
-            Input::LinkClosed { why, .. } if why == LinkEnd::Remote(Some(CloseReason::Protocol)) => break,
+            Input::LinkClosed { why: LinkEnd::Remote(Some(CloseReason::Protocol)), .. } => break,
             Input::DialFailed { why: DialError::Closed(CloseReason::Protocol), .. } => break,
             Input::LinkOpened { .. } | Input::LinkClosed { .. } => {}
             unexpected => panic!("{unexpected:?}"),
@@ -304,19 +329,23 @@ async fn close_reasons_arrive() {
 #[tokio::test]
 async fn a_stopping_peer_sends_first_what_is_queued() {
     let (mut a, mut b) = (end(1), end(2));
-    let (at_a, _) = linked(&mut a, &mut b).await;
-    for number in 0..20 {
-        a.quic.send(at_a, message(number, &[0; 100_000]));
+    let mut shortest = Duration::MAX;
+    // More than once, for a loaded machine may be slow now and then.
+    for _ in 0..3 {
+        let (at_a, _) = linked(&mut a, &mut b).await;
+        for number in 0..4 {
+            a.quic.send(at_a, message(number, &[0; 100_000]));
+        }
+        let begun = Instant::now();
+        a.quic.close(at_a, CloseReason::Stopping);
+        for number in 0..4 {
+            assert_eq!(b.message().await[..2], u16::to_be_bytes(number));
+        }
+        assert_eq!(b.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
+        assert_eq!(a.closed().await, LinkEnd::Local);
+        shortest = shortest.min(begun.elapsed());
     }
-    let begun = Instant::now();
-    let End { .. } = &a;
-    a.quic.close(at_a, CloseReason::Stopping);
-    for number in 0..20 {
-        assert_eq!(b.message().await[..2], u16::to_be_bytes(number));
-    }
-    assert_eq!(b.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
-    assert_eq!(a.closed().await, LinkEnd::Local);
-    assert!(begun.elapsed() < Duration::from_millis(480), "not by the end of its patience");
+    assert!(shortest < Duration::from_millis(480), "it waits to the end of its patience");
 }
 
 #[tokio::test]
@@ -394,6 +423,7 @@ async fn a_hundred_dials_at_once_all_come_up() {
 #[tokio::test]
 async fn above_the_rate_strangers_prove_their_address_and_come_up_too() {
     let (mut a, mut b) = (end(1), end(2));
+    let begun = Instant::now();
     for number in 0..150 {
         a.quic.dial(DialId(number), b.address, None);
     }
@@ -401,8 +431,9 @@ async fn above_the_rate_strangers_prove_their_address_and_come_up_too() {
         a.opened().await;
         b.opened().await;
     }
-    // Unless the machine took over a second for the first hundred, the rest was asked.
-    eprintln!("{} retries", b.quic.counters().retries.load(Ordering::Relaxed));
+    let retries = b.quic.counters().retries.load(Ordering::Relaxed);
+    // A machine so slow that the dials fell into several seconds asks fewer.
+    assert!(retries > 0 || begun.elapsed() > Duration::from_secs(1), "nobody was asked");
 }
 
 #[tokio::test]
@@ -422,6 +453,19 @@ async fn the_kernels_refusal_fails_the_dial_at_once() {
     let why = a.dial_fails("192.0.2.1:6783".parse().unwrap(), None).await;
     assert!(matches!(&why, DialError::Unreachable(text) if !text.is_empty()), "{why:?}");
     assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_full_send_buffer_is_waited_for() {
+    let (mut a, mut b) = (end(1), end(2));
+    a.io.blocked.store(5, Ordering::Relaxed);
+    let (at_a, _) = linked(&mut a, &mut b).await;
+    assert_eq!(a.io.blocked.load(Ordering::Relaxed), 0);
+    a.io.blocked.store(50, Ordering::Relaxed);
+    let begun = Instant::now();
+    a.quic.send(at_a, message(1, b"late"));
+    assert_eq!(b.message().await, message(1, b"late")[4..]);
+    assert!(begun.elapsed() >= Duration::from_millis(50), "it waits instead of spinning");
 }
 
 #[tokio::test]
@@ -448,15 +492,21 @@ async fn a_link_through_relays_stays_below_the_size_that_fits_them() {
 #[tokio::test]
 async fn shutdown_tells_every_other_end() {
     let (mut a, mut b, mut c) = (end(1), end(2), end(3));
-    linked(&mut a, &mut b).await;
+    let (_, to_a) = linked(&mut a, &mut b).await;
     linked(&mut c, &mut b).await;
+    for number in 0..3 {
+        b.quic.send(to_a, message(number, &[0; 100_000]));
+    }
     let End { quic, .. } = &mut b;
     // The driver of b is gone by then: nobody takes its events.
     let spare = end(4);
     let stopping = std::mem::replace(quic, Quic { shared: spare.quic.shared.clone(), tasks: Mutex::default() });
     let begun = Instant::now();
     stopping.shutdown().await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < SHUTDOWN_FLUSH, "not by the end of its patience");
+    for number in 0..3 {
+        assert_eq!(a.message().await[..2], u16::to_be_bytes(number), "what was queued comes first");
+    }
     assert_eq!(a.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
     assert_eq!(c.closed().await, LinkEnd::Remote(Some(CloseReason::Stopping)));
 }
@@ -474,6 +524,22 @@ async fn dropping_the_room_ends_its_tasks_and_tells_the_other_end() {
         assert!(begun.elapsed() < Duration::from_secs(1), "tasks still hold the room");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_was_killed_and_started_again_says_so() {
+    let (credentials, peer) = Authority::new(&AUTHORITY, "test").unwrap().admit(&[2; 32]).unwrap();
+    let (mut a, mut b) = (end(1), end_with(&credentials, peer, Handshake::default()));
+    let (at_a, _) = linked(&mut a, &mut b).await;
+    // From here on the first b neither hears nor speaks, as if killed.
+    b.io.stop.store(true, Ordering::Relaxed);
+    b.thread.take().unwrap().join().unwrap();
+    let again = end_on(b.io.socket.try_clone().unwrap(), &credentials, peer, Handshake::default());
+    let begun = Instant::now();
+    a.quic.send(at_a, message(1, b"are you there"));
+    assert_eq!(a.closed().await, LinkEnd::Other("the other end has restarted".into()));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    drop(again);
 }
 
 #[test]

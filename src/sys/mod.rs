@@ -6,6 +6,8 @@
 //! May use nothing of ours. Deliberately lacks: policy, state, retries, logs. Each function is one system call or the few that belong together, and
 //! gives back what the kernel said.
 
+#[cfg(test)]
+pub(crate) mod lab;
 pub mod netns;
 pub mod packet;
 pub mod socket;

@@ -90,6 +90,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     while let Some(found) = unsafe { header.as_ref() } {
         // SAFETY: the data follows its header in the same buffer.
         let data = unsafe { libc::CMSG_DATA(header) };
+        // It is narrower with musl.
+        #[allow(clippy::unnecessary_cast)]
         let data_bytes = (found.cmsg_len as usize).saturating_sub(data as usize - header as usize);
         // SAFETY: `data_bytes` comes from the header's own length, which the kernel keeps inside the buffer.
         let data = unsafe { std::slice::from_raw_parts(data, data_bytes) };

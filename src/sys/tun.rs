@@ -1,6 +1,6 @@
 //! TAP devices: `/dev/net/tun` and its ioctls (Documentation/networking/tuntap.rst).
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -47,11 +47,6 @@ pub fn open_queue(name: &str) -> io::Result<OwnedFd> {
 pub fn set_offload(queue: &OwnedFd, offload: u32) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offload)) })
-}
-
-/// True when this machine can make TAPs at all.
-pub fn available() -> bool {
-    File::open("/dev/net/tun").is_ok()
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

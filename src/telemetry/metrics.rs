@@ -1,6 +1,6 @@
 //! The text of `/metrics`, in OpenMetrics, made from a [`Status`] and the counters of the rooms whenever it is asked for.
 //!
-//! Names: `mesh_<room>_<what>_<unit>`. The only label with as many values as there are peers is `peer`, cut at [`PEERS_MAX`].
+//! Names: `mesh_<room>_<what>_<unit>`. The only label with as many values as there are peers is `peer`, cut at `PEERS_MAX`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;

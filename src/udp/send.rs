@@ -104,7 +104,7 @@ impl SendBatch {
             None => DropReason::NoRoute,
             Some(_) => DropReason::SendFull,
         };
-        (0..datagrams).for_each(|_| Counters::drop(&self.counters, reason));
+        self.counters.drop_many(reason, datagrams as u64);
     }
 }
 

@@ -12,7 +12,6 @@ mod lab;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,9 @@ use lab::{Host, Lab, Meshd};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let after = |flag: &str| arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1)).cloned();
+    let after = |flag: &str| {
+        arguments.iter().position(|argument| argument == flag).and_then(|at| arguments.get(at + 1)).cloned()
+    };
     let rounds: usize = after("--rounds").and_then(|text| text.parse().ok()).unwrap_or(3);
     let offload = after("--offload").unwrap_or_else(|| "nic".into());
     if !lab::inside() {
@@ -238,7 +239,7 @@ impl Stage {
 
 /// Makes something in a pod's namespace; sockets stay in the namespace where they were made.
 fn inside<T: Send + 'static>(pod: &Host, make: impl FnOnce() -> T + Send + 'static) -> T {
-    meshnet::sys::netns::run_in(&PathBuf::from(format!("/run/netns/{}", pod.name)), make).expect("enter the pod")
+    meshnet::sys::netns::Netns::open(&pod.name).and_then(|namespace| namespace.run(make)).expect("enter the pod")
 }
 
 /// Gbit/s received, and gigabytes carried.

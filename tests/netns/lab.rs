@@ -64,7 +64,8 @@ pub fn enter(arguments: &[&str]) -> Result<ExitStatus, String> {
     let exe = std::env::current_exe().map_err(|error| format!("own path: {error}"))?;
     command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
     command.arg(exe).args(arguments).env(INSIDE, "1");
-    let status = command.status().map_err(|error| format!("unshare: {error}; install it: apt-get install util-linux"))?;
+    let status =
+        command.status().map_err(|error| format!("unshare: {error}; install it: apt-get install util-linux"))?;
     Ok(status)
 }
 
@@ -94,8 +95,11 @@ impl Slot {
         let count = 2;
         loop {
             for number in 0..count {
-                let path = std::env::temp_dir().join(format!("meshnet-lab-slot-{number}.{}", if is_root() { 0 } else { 1 }));
-                let Ok(file) = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path) else { continue };
+                let path =
+                    std::env::temp_dir().join(format!("meshnet-lab-slot-{number}.{}", if is_root() { 0 } else { 1 }));
+                let Ok(file) = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path) else {
+                    continue;
+                };
                 if file.try_lock().is_ok() {
                     return Slot(file);
                 }
@@ -141,7 +145,10 @@ impl Lab {
     /// A wire between two hosts. Gives the name of the interface, the same at both ends.
     pub fn wire(&self, a: &Host, a_address: &str, b: &Host, b_address: &str) -> String {
         let name = format!("wire{}", self.wires.fetch_add(1, Ordering::Relaxed));
-        ok("ip", &["-n", &a.name, "link", "add", "name", &name, "type", "veth", "peer", "name", &name, "netns", &b.name]);
+        ok(
+            "ip",
+            &["-n", &a.name, "link", "add", "name", &name, "type", "veth", "peer", "name", &name, "netns", &b.name],
+        );
         for (host, address) in [(a, a_address), (b, b_address)] {
             host.run(&["ip", "address", "add", address, "dev", &name]);
             host.run(&["ip", "link", "set", &name, "up"]);
@@ -241,7 +248,8 @@ impl Host {
 
     /// Starts a command there.
     pub fn spawn(&self, arguments: &[&str]) -> Background {
-        let child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ip netns exec");
+        let child =
+            self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ip netns exec");
         Background(child)
     }
 
@@ -312,7 +320,10 @@ impl Switch {
     pub fn plug(&self, host: &Host, address: &str) {
         let port = format!("port{}", self.ports.fetch_add(1, Ordering::Relaxed));
         let inner = &self.host.name;
-        ok("ip", &["-n", inner, "link", "add", "name", &port, "type", "veth", "peer", "name", "eth0", "netns", &host.name]);
+        ok(
+            "ip",
+            &["-n", inner, "link", "add", "name", &port, "type", "veth", "peer", "name", "eth0", "netns", &host.name],
+        );
         self.host.run(&["ip", "link", "set", &port, "master", "ports", "up"]);
         host.run(&["ip", "address", "add", address, "dev", "eth0"]);
         host.run(&["ip", "link", "set", "eth0", "up"]);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, CodecError};
 use crate::id::PeerId;
 use crate::limits;
-use crate::wire::record::RecordKey;
+use crate::wire::record::{RecordKey, is_printable};
 
 /// Version of the protocol; also in the ALPN, so that strangers part in the handshake.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -177,13 +177,13 @@ impl Control {
         let message = match u16::from_be_bytes(*kind) {
             1 => Control::Hello(parse_hello(body)?),
             2 => {
-                let records: Vec<Vec<u8>> = codec::decode(body)?;
-                bounded(records.len(), limits::RECORDS_PER_MESSAGE_MAX)?;
+                let records: Vec<Vec<u8>> = codec::decode_vec(body, limits::RECORDS_PER_MESSAGE_MAX)?;
+                records.iter().try_for_each(|record| bounded(record.len(), limits::RECORD_MAX_BYTES))?;
                 Control::Records(records)
             }
             3 => Control::Digest(codec::decode(body)?),
             4 => {
-                let hashes: Vec<u64> = codec::decode(body)?;
+                let hashes: Vec<u64> = codec::decode_vec(body, limits::DIGEST_BUCKETS)?;
                 if hashes.len() != limits::DIGEST_BUCKETS {
                     return Err(CodecError::Malformed(format!("{} buckets", hashes.len())));
                 }
@@ -195,11 +195,7 @@ impl Control {
                 bounded(keys.len(), limits::PEERS_MAX)?;
                 Control::Keys { buckets, keys }
             }
-            6 => {
-                let peers: Vec<PeerId> = codec::decode(body)?;
-                bounded(peers.len(), limits::PEERS_MAX)?;
-                Control::Want(peers)
-            }
+            6 => Control::Want(codec::decode_vec(body, limits::PEERS_MAX)?),
             7 => Control::Rekey(codec::decode(body)?),
             8 => Control::RekeyAck(codec::decode(body)?),
             9 => Control::RekeyDone(codec::decode(body)?),
@@ -212,8 +208,15 @@ impl Control {
 
 fn parse_hello(body: &[u8]) -> Result<Hello, CodecError> {
     let hello: Hello = codec::decode(body)?;
-    bounded(hello.name.len(), limits::NAME_MAX_BYTES)?;
-    bounded(hello.cluster.len(), limits::NAME_MAX_BYTES)?;
+    if !is_printable(&hello.name, limits::NAME_MAX_BYTES) || !is_printable(&hello.cluster, limits::NAME_MAX_BYTES) {
+        return Err(CodecError::Malformed("name too long, or with control characters".into()));
+    }
+    if hello.lanes == 0 {
+        return Err(CodecError::Malformed("no lanes".into()));
+    }
+    if hello.incarnation > limits::VERSION_MAX {
+        return Err(CodecError::Malformed("incarnation over its limit".into()));
+    }
     bounded(usize::from(hello.lanes), limits::LANES_MAX)?;
     bounded(hello.ciphers.len(), limits::EXTENSIONS_MAX)?;
     bounded(hello.extensions.len(), limits::EXTENSIONS_MAX)?;
@@ -223,3 +226,6 @@ fn parse_hello(body: &[u8]) -> Result<Hello, CodecError> {
 fn bounded(length: usize, limit: usize) -> Result<(), CodecError> {
     if length > limit { Err(CodecError::TooLong(length, limit)) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;

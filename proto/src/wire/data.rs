@@ -23,6 +23,8 @@ pub const RELAY_FIXED_BYTES: usize = 12;
 pub const RELAY_MAX_BYTES: usize = OUTER_BYTES + RELAY_FIXED_BYTES + 8 * (limits::RELAYS_MAX + 1) + TAG_BYTES;
 /// Bytes of a probe's body.
 pub const PROBE_BYTES: usize = 24;
+/// Bytes of an Ethernet header without tags: the shortest header of a segment.
+const ETHERNET_BYTES: usize = 14;
 
 /// True when a datagram with this first byte belongs to QUIC.
 pub fn is_quic(first: u8) -> bool {
@@ -212,11 +214,33 @@ impl Inner {
             index: u16::from_be_bytes([i0, i1]),
             count: u16::from_be_bytes([c0, c1]),
         };
-        let segment = inner.kind == InnerKind::Segment;
-        let consistent = inner.index < inner.count
-            && segment == (inner.offload.gso != Gso::None)
-            && (!segment || inner.offload.gso_size > 0 && inner.offload.header_len >= 14);
-        consistent.then_some(inner)
+        inner.is_consistent().then_some(inner)
+    }
+
+    /// Whether the fields agree with each other, so that nobody after this has to ask again: sums of them do not overflow, and no super-frame is longer than
+    /// [`limits::SUPERFRAME_MAX_BYTES`].
+    fn is_consistent(&self) -> bool {
+        let o = &self.offload;
+        let csum_end = usize::from(o.csum_start) + usize::from(o.csum_offset) + 2;
+        match self.kind {
+            InnerKind::Frame => {
+                let whole = self.index == 0 && self.count == 1;
+                let no_segments = o.gso == Gso::None && o.header_len == 0 && o.gso_size == 0 && !o.ecn;
+                whole && no_segments && csum_end <= limits::SUPERFRAME_MAX_BYTES
+            }
+            InnerKind::Segment => {
+                let header = usize::from(o.header_len);
+                let before_last = usize::from(self.count.saturating_sub(1)) * usize::from(o.gso_size);
+                self.index < self.count
+                    && o.gso != Gso::None
+                    && o.gso_size > 0
+                    && header >= ETHERNET_BYTES
+                    && header + before_last < limits::SUPERFRAME_MAX_BYTES
+                    && (if o.needs_csum { csum_end <= header } else { csum_end <= limits::SUPERFRAME_MAX_BYTES })
+                    && (!o.ecn || matches!(o.gso, Gso::Tcp4 | Gso::Tcp6))
+            }
+            InnerKind::Probe | InnerKind::ProbeReply => *self == Inner::plain(self.kind),
+        }
     }
 
     /// The header's bytes.
@@ -292,10 +316,17 @@ impl std::fmt::Debug for Route {
 }
 
 impl Route {
-    /// A route through `hops`, the destination last: two hops (one relay) at least, four at most.
+    /// A route through `hops`, the destination last: two hops (one relay) at least, four at most, each peer once.
     pub fn new(hops: &[ShortId]) -> Option<Route> {
         if hops.len() < 2 || hops.len() > limits::RELAYS_MAX + 1 {
             return None;
+        }
+        let mut rest = hops;
+        while let Some((first, later)) = rest.split_first() {
+            if later.contains(first) {
+                return None;
+            }
+            rest = later;
         }
         let mut route = Route { hops: [ShortId(0); limits::RELAYS_MAX + 1], count: hops.len() as u8 };
         route.hops.iter_mut().zip(hops).for_each(|(to, from)| *to = *from);
@@ -325,7 +356,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Reads a relay header; gives it and its length. `None` when short, over-long, or with a position outside the route.
+    /// Reads a relay header; gives it and its length. `None` when short, over-long, with a position outside the route, or when a peer occurs twice.
     pub fn parse(bytes: &[u8]) -> Option<(Relay, usize)> {
         let &[count, position, z0, z1, s0, s1, s2, s3, s4, s5, s6, s7] = bytes.first_chunk::<RELAY_FIXED_BYTES>()?;
         if z0 | z1 != 0 || position >= count {
@@ -338,8 +369,12 @@ impl Relay {
         for (hop, id) in used.iter_mut().zip(ids.as_chunks::<8>().0) {
             *hop = ShortId(u64::from_be_bytes(*id));
         }
+        let source = ShortId(u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]));
+        if used.contains(&source) {
+            return None;
+        }
         let route = Route::new(used)?;
-        Some((Relay { source: ShortId(u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7])), route, position }, length))
+        Some((Relay { source, route, position }, length))
     }
 
     /// Writes the header into `out`, which must hold it; gives its length.
@@ -385,3 +420,6 @@ impl Probe {
         [t0, t1, t2, t3, t4, t5, t6, t7, s0, s1, s2, s3, s4, s5, s6, s7, self.path, 0, 0, 0, 0, 0, 0, 0]
     }
 }
+
+#[cfg(test)]
+mod tests;

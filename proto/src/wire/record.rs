@@ -53,6 +53,11 @@ pub struct Record {
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
 
+/// Whether a text of another peer may be shown: short enough, and without control characters, which would command the reader's terminal.
+pub(crate) fn is_printable(text: &str, limit: usize) -> bool {
+    text.len() <= limit && !text.chars().any(char::is_control)
+}
+
 /// Bits of [`Record::flags`].
 pub mod flags {
     /// The peer is willing to relay for others.
@@ -64,11 +69,14 @@ pub mod flags {
 impl Record {
     /// Whether every field is within its limit.
     pub fn within_limits(&self) -> bool {
-        self.name.len() <= limits::NAME_MAX_BYTES
-            && self.software.len() <= limits::SOFTWARE_MAX_BYTES
+        is_printable(&self.name, limits::NAME_MAX_BYTES)
+            && is_printable(&self.software, limits::SOFTWARE_MAX_BYTES)
+            && self.version.incarnation <= limits::VERSION_MAX
+            && self.version.seq <= limits::VERSION_MAX
             && self.endpoints.len() <= limits::ENDPOINTS_MAX
             && self.links.len() <= limits::RECORD_LINKS_MAX
             && self.links.is_sorted_by(|a, b| a.peer < b.peer)
+            && self.links.iter().all(|link| (1..=COST_LAST_RESORT).contains(&link.cost))
             && self.extensions.len() <= limits::EXTENSIONS_MAX
     }
 }
@@ -117,3 +125,6 @@ pub struct RecordKey {
     /// Its version here.
     pub version: Version,
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,7 @@ pub struct Heard {
     pub merged: Vec<(PeerId, Merge)>,
     /// Records that no honest neighbour passes on: malformed, or with a wrong signature.
     pub bad: u32,
-    /// Records not looked at, because the neighbour sends more than its share.
+    /// Records and questions not looked at, because the neighbour sends more than its share.
     pub excess: u32,
 }
 
@@ -65,7 +65,7 @@ pub struct GossipCounters {
     pub records_redundant: u64,
     /// Those with a wrong signature, or malformed.
     pub records_bad: u64,
-    /// Those over the sender's rate.
+    /// Records and questions over the sender's rate.
     pub records_excess: u64,
     /// Records sent, by copy.
     pub records_sent: u64,
@@ -169,6 +169,17 @@ impl Gossip {
         let mut heard = Heard::default();
         let Some(state) = self.links.get_mut(&link) else { return heard };
         state.refill(now);
+        // An answer may be far longer than the question: both come out of the neighbour's share.
+        let units = match message {
+            Control::Digest(_) | Control::Buckets(_) => limits::DIGEST_BUCKETS,
+            Control::Keys { buckets, keys } => keys.len() + buckets.len(),
+            Control::Want(peers) => peers.len(),
+            _ => 0,
+        };
+        if !state.spend(now, units) {
+            self.counters.records_excess += 1;
+            return Heard { excess: 1, ..heard };
+        }
         match message {
             Control::Records(records) => {
                 for bytes in records {
@@ -178,20 +189,12 @@ impl Gossip {
             Control::Digest(root) => state.buckets |= *root != topology.digest().root(),
             Control::Buckets(hashes) => state.keys.extend(topology.digest().unequal(hashes)),
             Control::Keys { buckets, keys } => {
-                if state.spend(now, keys.len() + buckets.len()) {
-                    let difference = topology.newer_than(&buckets.iter().copied().collect(), keys);
-                    state.records.extend(difference.send);
-                    state.wants.extend(difference.want.into_iter().take(state.affordable()));
-                } else {
-                    heard.excess = heard.excess.saturating_add(1);
-                }
+                let difference = topology.newer_than(&buckets.iter().copied().collect(), keys);
+                state.records.extend(difference.send);
+                state.wants.extend(difference.want.into_iter().take(state.affordable()));
             }
             Control::Want(peers) => {
-                if state.spend(now, peers.len()) {
-                    state.records.extend(peers.iter().filter(|peer| topology.entry(peer).is_some()));
-                } else {
-                    heard.excess = heard.excess.saturating_add(1);
-                }
+                state.records.extend(peers.iter().filter(|peer| topology.entry(peer).is_some()));
             }
             _ => {}
         }
@@ -221,7 +224,7 @@ impl Gossip {
             return;
         };
         let key = RecordKey { peer: peer_id(&record.public_key), version: record.version };
-        let same = topology.entry(&key.peer).is_some_and(|entry| entry.admitted.signed == signed);
+        let same = topology.entry(&key.peer).is_some_and(|entry| entry.admitted.signed.body == signed.body);
         if same || topology.has(&key) {
             if same {
                 state.records.remove(&key.peer);

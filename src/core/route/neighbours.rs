@@ -27,6 +27,12 @@ pub fn select_neighbours(
     let before = roster.range(..me).next_back().or_else(|| roster.last());
     chosen.extend(next.into_iter().chain(before).copied().filter(|peer| *peer != me));
 
+    // Drawn before the nearest are chosen: or a drawn one that comes near would change both sets.
+    let mut drawn: Vec<_> = others().filter(|peer| !chosen.contains(peer)).map(|peer| (pair(me, peer), peer)).collect();
+    drawn.sort_unstable();
+    let mut drawn = drawn.into_iter().map(|(_, peer)| peer);
+    chosen.extend(drawn.by_ref().take(DRAWN));
+
     let favoured = |peer: &PeerId, rtt: Duration| if current.contains(peer) { rtt.mul_f64(KEPT_RTT) } else { rtt };
     let mut near: Vec<_> = others()
         .filter(|peer| !chosen.contains(peer))
@@ -34,12 +40,12 @@ pub fn select_neighbours(
         .collect();
     near.sort_unstable();
     chosen.extend(near.into_iter().take(NEAREST).map(|(_, peer)| peer));
-
-    let wanted = chosen.len().max(NEXT + NEAREST) + DRAWN;
-    let mut drawn: Vec<_> = others().filter(|peer| !chosen.contains(peer)).map(|peer| (pair(me, peer), peer)).collect();
-    drawn.sort_unstable();
-    let room = wanted - chosen.len();
-    chosen.extend(drawn.into_iter().take(room).map(|(_, peer)| peer));
+    for peer in drawn {
+        if chosen.len() >= NEXT + NEAREST + DRAWN {
+            break;
+        }
+        chosen.insert(peer);
+    }
     chosen
 }
 

@@ -16,8 +16,9 @@ pub mod digest;
 pub mod graph;
 pub mod own;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -212,11 +213,10 @@ impl Topology {
     pub fn merge(&mut self, now: Time, admitted: Arc<Admitted>) -> Merge {
         let held = self.entries.get(&admitted.id);
         if let Some(entry) = held {
-            if *entry.admitted == *admitted {
-                return Merge::Same;
-            }
-            if order(&entry.admitted) > order(&admitted) {
-                return Merge::Stale;
+            match order(&entry.admitted).cmp(&order(&admitted)) {
+                Ordering::Equal => return Merge::Same,
+                Ordering::Greater => return Merge::Stale,
+                Ordering::Less => {}
             }
         }
         if admitted.id == self.me {
@@ -263,7 +263,10 @@ impl Topology {
         self.digest.toggle(RecordKey { peer: id, version: admitted.record.version });
         self.by_name.entry(admitted.record.name.clone()).or_default().insert(id);
         self.by_short.insert(id.short(), id);
-        self.buried.remove(&id);
+        if let Some((_, since)) = self.buried.remove(&id) {
+            // One that was dropped lives: a partition healed. Those dropped with it live too, though their records need not be newer.
+            self.buried.retain(|_, (_, other)| since.since(*other).max(other.since(since)) > SAME_PARTITION);
+        }
         let merge = match &before {
             None => Merge::New,
             Some((old, _)) => Merge::Updated(changes(&old.record, &admitted.record)),
@@ -422,8 +425,8 @@ fn key(peer: &PeerId, entry: &Entry) -> RecordKey {
     RecordKey { peer: *peer, version: entry.record().version }
 }
 
-fn order(admitted: &Admitted) -> (Version, &[u8], &[u8; 64]) {
-    (admitted.record.version, &admitted.signed.body, &admitted.signed.signature)
+fn order(admitted: &Admitted) -> (Version, &[u8]) {
+    (admitted.record.version, &admitted.signed.body)
 }
 
 fn changes(old: &Record, new: &Record) -> Changes {
@@ -442,5 +445,7 @@ fn changes(old: &Record, new: &Record) -> Changes {
 
 /// How long a peer that nothing leads to is remembered: a reboot or a switch replaced. Its addresses live on in IPAM, whatever happens here.
 pub const UNREACHABLE_KEPT: Duration = Duration::from_secs(600);
+/// Peers dropped within this time of each other were lost by the same cut.
+const SAME_PARTITION: Duration = Duration::from_secs(60);
 /// How long a dropped peer's old record is kept out: until all others have surely dropped it too, or it would be handed round for ever.
 pub const BURIED_KEPT: Duration = Duration::from_secs(1200);

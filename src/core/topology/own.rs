@@ -47,6 +47,7 @@ pub struct Originator {
     dirty: Option<Urgency>,
     last: Option<Time>,
     step: usize,
+    refresh: Duration,
     rivals: BTreeMap<u64, Rival>,
 }
 
@@ -108,6 +109,7 @@ impl Originator {
             dirty: Some(Urgency::Soon),
             last: None,
             step: 0,
+            refresh: REFRESH,
             rivals: BTreeMap::new(),
         }
     }
@@ -204,6 +206,11 @@ impl Originator {
         }
     }
 
+    /// How many peers there are: in a large mesh the record is refreshed more seldom, so that idle cost does not grow with it.
+    pub fn set_mesh_size(&mut self, peers: usize) {
+        self.refresh = REFRESH.max(REFRESH_EACH.saturating_mul(u32::try_from(peers).unwrap_or(u32::MAX)));
+    }
+
     /// An extension field; empty bytes take it away. False when it does not fit.
     pub fn set_extension(&mut self, number: u16, bytes: Vec<u8>) -> bool {
         let others = self.record.extensions.iter().filter(|(other, _)| *other != number);
@@ -228,6 +235,10 @@ impl Originator {
     /// unless it keeps coming back: then two processes have one key.
     pub fn handle_own_copy(&mut self, now: Time, version: Version, instance: u64) {
         let mine = &mut self.record.version;
+        if version < *mine {
+            // One of several copies; the record that passes them all is on its way.
+            return;
+        }
         if instance == self.record.instance {
             *mine = (*mine).max(version);
         } else {
@@ -258,8 +269,11 @@ impl Originator {
 
     /// When [`Originator::handle_timeout`] or [`Originator::poll`] has something to do.
     pub fn next_deadline(&self) -> Time {
-        let told =
-            if self.dirty.is_some() { self.earliest() } else { self.last.map_or(Time::ZERO, |last| last + REFRESH) };
+        let told = if self.dirty.is_some() {
+            self.earliest()
+        } else {
+            self.last.map_or(Time::ZERO, |last| last + self.refresh)
+        };
         self.links.values().map(|link| link.deadline()).fold(told, Time::min)
     }
 
@@ -277,7 +291,7 @@ impl Originator {
 
     /// The next record, when there is something to say and the time has come. Sign it, merge it, tell it.
     pub fn poll(&mut self, now: Time) -> Option<Record> {
-        let refresh = self.last.is_none_or(|last| now >= last + REFRESH);
+        let refresh = self.last.is_none_or(|last| now >= last + self.refresh);
         if !refresh && (self.dirty.is_none() || now < self.earliest()) {
             return None;
         }
@@ -413,8 +427,10 @@ const BACK_OFF_FIRST: Duration = Duration::from_millis(200);
 const BACK_OFF_SOON: Duration = Duration::from_secs(1);
 /// A burst is over when nothing was told for this long.
 const BURST_OVER: Duration = Duration::from_secs(10);
-/// Even without news: what was lost everywhere comes back, and a buried peer returns within this time.
+/// Even without news: what was lost everywhere comes back within this time.
 const REFRESH: Duration = Duration::from_secs(300);
+/// Longer for each peer: a flood costs each peer some 2 KB, so refreshing costs it 200 B/s at any size; digests repair in the meantime.
+const REFRESH_EACH: Duration = Duration::from_secs(10);
 /// How long a cost must be off before it is told.
 const COST_STABLE: Duration = Duration::from_secs(10);
 /// 2 ms in units of cost: less changes no choice of path.

@@ -43,25 +43,31 @@ fn in_order<'a>(topology: &'a Topology, names: &Names) -> Vec<&'a TopologyPeer> 
 pub fn svg(topology: &Topology, me: PeerId) -> String {
     let names = Names::of_topology(topology);
     let peers = in_order(topology, &names);
-    // Neighbours on the circle stand at least one line of text apart.
-    let radius = (peers.len() as f64 * SPACING / TAU).max(RADIUS_MIN);
-    let size = 2.0 * (radius + MARGIN);
-    let middle = size / 2.0;
-    let mut places: BTreeMap<PeerId, (f64, f64, f64)> = BTreeMap::new();
+    // Labels beside one another fit few peers; those of many stand out like rays, so that none covers another.
+    let rays = peers.len() > RAYS_FROM;
+    let (spacing, margin_y) = if rays { (RAY_SPACING, MARGIN_X) } else { (LABEL_SPACING, MARGIN_Y) };
+    let radius = (peers.len() as f64 * spacing / TAU).max(RADIUS_MIN);
+    let (middle_x, middle_y) = (radius + MARGIN_X, radius + margin_y);
+    let (wide, high) = (2.0 * middle_x, 2.0 * middle_y);
+    let mut places: BTreeMap<PeerId, Place> = BTreeMap::new();
     for (at, peer) in peers.iter().enumerate() {
         let turn = TAU * (at as f64 / peers.len() as f64 - 0.25);
-        places.insert(peer.id, (middle + radius * turn.cos(), middle + radius * turn.sin(), turn));
+        places.insert(peer.id, Place { x: middle_x + radius * turn.cos(), y: middle_y + radius * turn.sin(), turn });
     }
     let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {size:.0} {size:.0}\" width=\"{size:.0}\" height=\"{size:.0}\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {wide:.0} {high:.0}\" width=\"{wide:.0}\" height=\"{high:.0}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
     for link in &topology.links {
-        let (Some(&(ax, ay, _)), Some(&(bx, by, _))) = (places.get(&link.a), places.get(&link.b)) else { continue };
+        let (Some(a), Some(b)) = (places.get(&link.a), places.get(&link.b)) else { continue };
         let _ = writeln!(
             text,
-            "<line x1=\"{ax:.1}\" y1=\"{ay:.1}\" x2=\"{bx:.1}\" y2=\"{by:.1}\" stroke=\"#8aa0b4\" stroke-width=\"1.5\">\
+            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"#8aa0b4\" stroke-width=\"1.5\">\
              <title>{} – {}: {} {}</title></line>",
+            a.x,
+            a.y,
+            b.x,
+            b.y,
             escaped(&names.show(link.a)),
             escaped(&names.show(link.b)),
             rtt(link.rtt_ms),
@@ -69,36 +75,73 @@ pub fn svg(topology: &Topology, me: PeerId) -> String {
         );
     }
     for peer in peers {
-        let Some(&(x, y, turn)) = places.get(&peer.id) else { continue };
+        let Some(place) = places.get(&peer.id) else { continue };
         let (fill, weight) = if peer.id == me { ("#c2410c", "bold") } else { ("#1d4ed8", "normal") };
-        let anchor = match turn.cos() {
+        let name = escaped(&cut(&names.show(peer.id), 24));
+        let _ = writeln!(text, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"7\" fill=\"{fill}\"/>", place.x, place.y);
+        text.push_str(&if rays { place.ray(&name, weight, peer.id) } else { place.label(&name, weight, peer.id) });
+    }
+    text.push_str("</svg>\n");
+    text
+}
+
+/// A point of the circle, and its angle.
+struct Place {
+    x: f64,
+    y: f64,
+    turn: f64,
+}
+
+impl Place {
+    /// Name and id outside the circle, upright.
+    fn label(&self, name: &str, weight: &str, id: PeerId) -> String {
+        let anchor = match self.turn.cos() {
             side if side > 0.1 => "start",
             side if side < -0.1 => "end",
             _ => "middle",
         };
-        let (tx, ty) = (x + 16.0 * turn.cos(), y + 16.0 * turn.sin());
-        // Above and below the circle the two lines of a label need their height; beside it they are centred.
-        let ty = ty + if anchor == "middle" { if turn.sin() < 0.0 { -16.0 } else { 10.0 } } else { -2.0 };
-        let _ = writeln!(text, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"7\" fill=\"{fill}\"/>");
-        let _ = writeln!(
-            text,
-            "<text x=\"{tx:.1}\" y=\"{ty:.1}\" text-anchor=\"{anchor}\" font-weight=\"{weight}\">{}<tspan x=\"{tx:.1}\" dy=\"13\" \
-             font-size=\"10\" font-weight=\"normal\" fill=\"#64748b\">{}</tspan></text>",
-            escaped(&cut(&names.show(peer.id), 24)),
-            peer.id.brief()
-        );
+        let x = self.x + 16.0 * self.turn.cos();
+        // Above and below the circle the two lines need their height; beside it they are centred.
+        let shift = match self.turn.sin() {
+            _ if anchor != "middle" => -2.0,
+            up if up < 0.0 => -16.0,
+            _ => 10.0,
+        };
+        let y = self.y + 16.0 * self.turn.sin() + shift;
+        format!(
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-weight=\"{weight}\">{name}<tspan x=\"{x:.1}\" dy=\"13\" \
+             font-size=\"10\" font-weight=\"normal\" fill=\"#64748b\">{}</tspan></text>\n",
+            id.brief()
+        )
     }
-    text.push_str("</svg>\n");
-    text
+
+    /// The name along the radius, never upside down; the id shows when pointed at.
+    fn ray(&self, name: &str, weight: &str, id: PeerId) -> String {
+        let left = self.turn.cos() < -1e-9;
+        let (anchor, shift, turned) = if left { ("end", -14.0, 180.0) } else { ("start", 14.0, 0.0) };
+        format!(
+            "<text transform=\"translate({:.1} {:.1}) rotate({:.2})\" x=\"{shift}\" y=\"4\" text-anchor=\"{anchor}\" \
+             font-weight=\"{weight}\">{name}<title>{id}</title></text>\n",
+            self.x,
+            self.y,
+            self.turn.to_degrees() + turned,
+        )
+    }
 }
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
+/// More peers than this have their labels as rays.
+const RAYS_FROM: usize = 10;
 /// Two lines of a label and a gap.
-const SPACING: f64 = 34.0;
+const LABEL_SPACING: f64 = 34.0;
+/// One line and a gap.
+const RAY_SPACING: f64 = 20.0;
 /// Few peers shall not sit on one another.
 const RADIUS_MIN: f64 = 130.0;
-/// Room for a name of 24 letters.
-const MARGIN: f64 = 200.0;
+/// Room for a name of 24 letters, bold.
+const MARGIN_X: f64 = 220.0;
+/// Room for two lines.
+const MARGIN_Y: f64 = 60.0;

@@ -46,6 +46,11 @@ impl Names {
         Names(names)
     }
 
+    /// Whether this peer is among them.
+    pub fn knows(&self, id: PeerId) -> bool {
+        self.0.contains_key(&id)
+    }
+
     /// The name; the first digits of the id for a peer that is not known.
     pub fn show(&self, id: PeerId) -> String {
         self.0.get(&id).cloned().unwrap_or_else(|| id.brief())

@@ -73,15 +73,33 @@ fn link_section(text: &mut String, style: Style, status: &Status, names: &Names)
         let _ = writeln!(text, "  {way}");
         return;
     }
-    text.push_str(&links(style, status, names, LINKS_MAX, LINE));
+    let list = sorted(status, names);
+    let list = list.get(..LINKS_MAX).unwrap_or(&list);
+    let short = LINK_COLUMNS.len() - 1;
+    let rows: Vec<Vec<Cell>> = list.iter().map(|(name, link)| link_row(link, name)).collect();
+    let table = columns(style, &LINK_COLUMNS[..short], &rows, 2, LINE);
+    // On the screen a note gets a line of its own: it is what one has to read.
+    let notes = std::iter::once(String::new()).chain(list.iter().map(|(_, link)| note(link)));
+    for (line, note) in table.lines().zip(notes) {
+        let _ = writeln!(text, "{line}");
+        if !note.is_empty() {
+            let _ = writeln!(text, "{}", style.paint(Paint::Dim, &cut(&format!("    └ {}", clean(&note)), LINE)));
+        }
+    }
     if let Some(more) = status.links.len().checked_sub(LINKS_MAX).filter(|more| *more > 0) {
         let _ = writeln!(text, "  … and {more} more: meshctl status links");
     }
 }
 
-/// The table of links: those that are not up first, since they are what one looks for.
-pub(super) fn links(style: Style, status: &Status, names: &Names, limit: usize, line: usize) -> String {
-    let mut list: Vec<&Link> = status.links.iter().collect();
+/// The table of links, whole.
+pub(super) fn links(style: Style, status: &Status, line: usize) -> String {
+    let rows: Vec<Vec<Cell>> =
+        sorted(status, &Names::of_status(status)).iter().map(|(name, link)| link_row(link, name)).collect();
+    columns(style, &LINK_COLUMNS, &rows, 0, line)
+}
+
+/// Those that are not up first, since they are what one looks for; each with the name of its peer.
+fn sorted<'a>(status: &'a Status, names: &Names) -> Vec<(String, &'a Link)> {
     let order = |link: &Link| match link.state {
         LinkState::Failed => 0,
         LinkState::Retrying => 1,
@@ -89,15 +107,23 @@ pub(super) fn links(style: Style, status: &Status, names: &Names, limit: usize, 
         LinkState::Established => 3,
     };
     let name = |link: &Link| match link.peer {
-        Some(peer) if link.name.is_empty() || status.peers.iter().any(|known| known.id == peer) => names.show(peer),
+        Some(peer) if link.name.is_empty() || names.knows(peer) => names.show(peer),
+        _ if link.name.is_empty() => "?".into(),
         _ => clean(&link.name),
     };
-    list.sort_by_cached_key(|link| (order(link), name(link), link.address.clone()));
-    let rows: Vec<Vec<Cell>> = list.into_iter().take(limit).map(|link| link_row(link, name(link))).collect();
-    columns(style, &LINK_COLUMNS, &rows, 2, line)
+    let mut list: Vec<(String, &Link)> = status.links.iter().map(|link| (name(link), link)).collect();
+    list.sort_by(|(a, x), (b, y)| (order(x), a, &x.address).cmp(&(order(y), b, &y.address)));
+    list
 }
 
-fn link_row(link: &Link, name: String) -> Vec<Cell> {
+/// Why it is not up, and when it is tried again.
+fn note(link: &Link) -> String {
+    let retry = link.retry_s.filter(|_| link.state == LinkState::Retrying);
+    let retry = retry.map(|seconds| format!("again in {}", age(seconds)));
+    link.reason.clone().into_iter().chain(retry).collect::<Vec<_>>().join("; ")
+}
+
+fn link_row(link: &Link, name: &str) -> Vec<Cell> {
     let (state, paint) = match link.state {
         LinkState::Established => ("established", Paint::Green),
         LinkState::Connecting => ("connecting", Paint::Yellow),
@@ -110,11 +136,8 @@ fn link_row(link: &Link, name: String) -> Vec<Cell> {
         (true, true) => Cell::from("yes"),
         (true, false) => Cell::new("no", Paint::Yellow),
     };
-    let retry =
-        link.retry_s.filter(|_| link.state == LinkState::Retrying).map(|seconds| format!("again in {}", age(seconds)));
-    let note: Vec<String> = link.reason.clone().into_iter().chain(retry).collect();
     vec![
-        if name.is_empty() { "?".into() } else { name.into() },
+        name.into(),
         Cell::from(&link.address),
         Cell::new(state, paint),
         if up { Cell::from(&link.transport) } else { "-".into() },
@@ -122,7 +145,7 @@ fn link_row(link: &Link, name: String) -> Vec<Cell> {
         if up && link.mtu > 0 { link.mtu.to_string().into() } else { "-".into() },
         if up { rtt(link.rtt_ms).into() } else { "-".into() },
         if link.outbound { "out" } else { "in" }.into(),
-        note.join("; ").into(),
+        note(link).into(),
     ]
 }
 

@@ -55,7 +55,7 @@ pub fn links(style: Style, status: &Status) -> String {
     if status.links.is_empty() {
         return "no links, and none is being tried\n".into();
     }
-    status::links(style, status, &Names::of_status(status), usize::MAX, WIDE)
+    status::links(style, status, WIDE)
 }
 
 /// `status ipam`.

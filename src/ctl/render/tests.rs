@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 
 use meshnet_proto::PeerId;
-use meshnet_proto::api::{LinkState, MacEntry, Peer, Problem, Route, Status, Topology, Trace};
+use meshnet_proto::api::{
+    LinkState, MacEntry, Peer, Problem, Route, Status, Topology, TopologyLink, TopologyPeer, Trace,
+};
 
 use super::text::{Style, age, bytes, clean, cut, number, rtt, width};
 use super::{Names, graph, status, table, tree};
@@ -130,6 +132,20 @@ fn graphs() {
     golden("tree.txt", &whole_tree(PLAIN, &sample()));
     golden("topology.dot", &graph::dot(&sample_topology(), sample().peer.id));
     golden("topology.svg", &graph::svg(&sample_topology(), sample().peer.id));
+}
+
+#[test]
+fn many_peers_are_all_in_the_picture() {
+    let mut topology = sample_topology();
+    let pattern = topology.peers[0].clone();
+    let id = |n: u32| PeerId(u128::from(n).to_be_bytes());
+    topology.peers = (0..40).map(|n| TopologyPeer { id: id(n), name: format!("p{n}"), ..pattern.clone() }).collect();
+    topology.links[0] = TopologyLink { a: id(0), b: id(1_000), ..topology.links[0].clone() };
+    let svg = graph::svg(&topology, id(3));
+    assert_eq!(svg.matches("<circle ").count(), 40);
+    assert_eq!(svg.matches("rotate(").count(), 40);
+    assert_eq!(svg.matches("<line ").count(), 0, "a link to a peer that is not there is not drawn");
+    assert_eq!(graph::svg(&topology, id(3)), svg);
 }
 
 #[test]

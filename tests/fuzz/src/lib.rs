@@ -1,0 +1,3 @@
+//! What the fuzz targets run. `cargo test` runs the same over the committed corpus.
+
+pub mod decoders;
