@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use meshnet_proto::limits;
 
 use crate::ctl::usage;
-use crate::telemetry::Format;
+pub use crate::telemetry::Format as LogFormat;
 
 pub mod flag;
 pub mod value;
@@ -76,7 +76,7 @@ pub struct Settings {
     /// Lines below this are not written.
     pub log_level: tracing::Level,
     /// Their form.
-    pub log_format: Format,
+    pub log_format: LogFormat,
     /// What to log at the start: settings that have no effect, variables that look mistyped.
     pub warnings: Vec<String>,
 }
@@ -337,7 +337,7 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         socket: texts.one("socket", socket)?.unwrap_or_else(|| "/run/meshnet/meshd.sock".into()),
         http: texts.one("http", value::http)?.unwrap_or(Some(HTTP)),
         log_level: texts.one("log-level", |text| value::word(text, &LEVELS))?.unwrap_or(tracing::Level::INFO),
-        log_format: texts.one("log-format", |text| value::word(text, &FORMATS))?.unwrap_or(Format::Text),
+        log_format: texts.one("log-format", |text| value::word(text, &FORMATS))?.unwrap_or(LogFormat::Text),
         warnings: Vec::new(),
     };
     check_together(&texts, &settings)?;
@@ -465,7 +465,7 @@ const WORKERS_MAX: usize = (limits::LANES_MAX - 1) / 2;
 /// Beyond four queues the gain in the measurements was gone.
 const WORKERS_AUTO_MAX: usize = 4;
 const PROFILES: [(&str, Profile); 2] = [("default", Profile::Default), ("fast", Profile::Fast)];
-const FORMATS: [(&str, Format); 2] = [("text", Format::Text), ("json", Format::Json)];
+const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 const LEVELS: [(&str, tracing::Level); 5] = [
     ("error", tracing::Level::ERROR),
     ("warn", tracing::Level::WARN),

@@ -47,7 +47,7 @@ fn defaults_are_those_of_the_manual() {
     assert_eq!(settings.socket, PathBuf::from("/run/meshnet/meshd.sock"));
     assert_eq!((settings.max_links, settings.mtu, settings.discovery), (128, None, true));
     assert_eq!((settings.profile, settings.transport), (Profile::Default, Transport::Auto));
-    assert_eq!((settings.log_level, settings.log_format), (tracing::Level::INFO, Format::Text));
+    assert_eq!((settings.log_level, settings.log_format), (tracing::Level::INFO, LogFormat::Text));
     assert!((1..=4).contains(&settings.workers));
     assert!(!settings.name.is_empty());
     assert_eq!(settings.warnings, Vec::<String>::new());
