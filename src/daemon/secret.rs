@@ -182,6 +182,7 @@ pub const DIFFERENT_MIN: usize = 6;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ctl::secret::hex;
     use std::os::unix::net::UnixListener;
 
     fn seed(text: &str) -> Result<[u8; 32], Fault> {
