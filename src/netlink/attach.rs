@@ -204,7 +204,8 @@ impl Netlink {
         if port.up && port.master == Some(bridge.index) {
             return Ok(false);
         }
-        let change = LinkUnspec::new_with_index(port.index).controller(bridge.index).up();
+        let change =
+            LinkUnspec::new_with_index(port.index).controller(bridge.index).up().alias(port_alias(&bridge.name));
         self.change_link(change, format!("put {} on {}", port.name, bridge.name)).await.map(|()| true)
     }
 }
@@ -287,9 +288,9 @@ fn port_name(inode: u64) -> String {
     format!("mesh-{:x}", inode & 0xff_ffff_ffff)
 }
 
-/// Whether a name is one of [`port_name`].
-pub(super) fn is_port(name: &str) -> bool {
-    name.strip_prefix("mesh-").is_some_and(|inode| u64::from_str_radix(inode, 16).is_ok())
+/// What a port of ours says in its alias: whose bridge it belongs on, since two peers can live in one namespace, each with a bridge.
+pub(super) fn port_alias(bridge: &str) -> String {
+    format!("meshnet {bridge}")
 }
 
 /// The MAC address from which everybody can tell the address's owner without asking; only IPv4 fits, others get the kernel's random one.

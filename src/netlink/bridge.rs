@@ -227,7 +227,8 @@ pub(super) fn difference(desired: &Desired, links: &[Link], addresses: &[Address
     when(mtu_differs, Change::BridgeMtu { from: bridge.mtu, to: desired.mtu });
     if let Some(tap) = tap {
         when(!joined, Change::TapJoined);
-        when(!ours && !(joined && tap.floods_multicast && tap.multicast_router), Change::TapMulticast);
+        let carries_all = joined && tap.floods_multicast && tap.multicast_router;
+        when(!(ours || carries_all), Change::TapMulticast);
         when(!tap.up, Change::TapUp);
     }
     when(!bridge.up, Change::BridgeUp);

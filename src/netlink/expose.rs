@@ -9,10 +9,10 @@ impl Netlink {
     pub async fn expose(&self, bridge: &str, net: IpNet) -> Result<Vec<String>, Error> {
         let link = self.bridge(bridge).await?;
         let (links, addresses) = (self.links().await?, self.addresses().await?);
-        for there in addresses.iter().filter(|there| same_host(&there.net, &net)) {
-            if there.index == link.index && there.net == net {
-                return Ok(Vec::new());
-            }
+        if addresses.iter().any(|there| there.index == link.index && there.net == net) {
+            return Ok(Vec::new());
+        }
+        if let Some(there) = addresses.iter().find(|there| same_host(&there.net, &net)) {
             let name = links.iter().find(|link| link.index == there.index).map(|link| link.name.clone());
             let interface = name.unwrap_or_else(|| format!("interface {}", there.index));
             return Err(Error::AddressTaken { address: net, present: there.net, interface });

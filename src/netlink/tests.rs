@@ -309,6 +309,27 @@ fn two_containers_reach_each_other_at_once() {
 }
 
 #[test]
+fn containers_return_to_the_bridge_they_were_on() {
+    let ((_one, first), (_two, second)) = (container(), container());
+    on_host(async |netlink| {
+        let other = Desired { bridge: "mesh1".into(), tap: "othertap".into(), ..desired() };
+        netlink.ensure(&desired()).await.unwrap();
+        netlink.ensure(&other).await.unwrap();
+        let here = netlink.attach("mesh0", 1310, &first, &[net("10.32.0.5/12")]).await.unwrap();
+        let there = netlink.attach("mesh1", 1310, &second, &[net("10.32.0.6/12")]).await.unwrap();
+        for bridge in ["mesh0", "mesh1"] {
+            netlink.remove_link(&netlink.bridge(bridge).await.unwrap()).await.unwrap();
+        }
+        netlink.ensure(&desired()).await.unwrap();
+        assert_eq!(netlink.rejoin("mesh0").await.unwrap(), 1);
+        assert_eq!(netlink.rejoin("mesh0").await.unwrap(), 0);
+        let index = netlink.bridge("mesh0").await.unwrap().index;
+        assert_eq!(netlink.link(&here.port).await.unwrap().unwrap().master, Some(index));
+        assert_eq!(netlink.link(&there.port).await.unwrap().unwrap().master, None, "it waits for its own");
+    });
+}
+
+#[test]
 fn a_failed_attach_leaves_nothing() {
     let (keep, path) = container();
     on_host(async |netlink| {
