@@ -198,7 +198,6 @@ fn cutting_one_direction_loses_less_than_a_second_of_pings() {
         converge(&mut sim, &hosts, ms(2000));
         sim.run(ms(3000));
         let lost = pings_lost_while(&mut sim, 0, 1, ms(20_000), |sim| sim.net.cut(a, b, true));
-        for host in 0..3 { for (at, event) in &sim.hosts[host].events { println!("{host} {at:?} {event:?}"); } }
         assert!(lost <= 100, "{a}→{b}: {lost} pings lost");
     }
 }
