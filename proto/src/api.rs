@@ -282,6 +282,8 @@ pub enum Reply {
     Attached { interface: String, addresses: Vec<String> },
     /// One probe came back.
     Pong { peer: PeerId, name: String, rtt_ms: f64, path: String },
+    /// One probe did not come back in time.
+    Lost { peer: PeerId, name: String },
     /// The path.
     Trace(Trace),
     /// The peer said no.

@@ -129,8 +129,13 @@ pub struct Counters {
 impl Counters {
     /// Counts a drop.
     pub fn drop(&self, reason: DropReason) {
+        self.drop_many(reason, 1);
+    }
+
+    /// Counts `n` drops of one reason.
+    pub fn drop_many(&self, reason: DropReason, n: u64) {
         if let Some(count) = self.drops.get(reason as usize) {
-            count.add(1);
+            count.add(n);
         }
     }
 
@@ -146,6 +151,7 @@ pub struct Count(AtomicU64);
 
 impl Count {
     /// Adds `n`; only the owning thread may.
+    #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }

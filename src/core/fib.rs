@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use meshnet_proto::wire::data::Route;
 use meshnet_proto::{PeerId, ShortId};
@@ -69,13 +69,13 @@ pub struct FibPeer {
     pub flood_on: Vec<PeerSlot>,
     /// Low 16 bits of its incarnation.
     pub incarnation: u16,
-    /// Which of its floods came already.
+    /// Which of its floods came already, by [`ReplayWindow::accept_wrapping`]. A new one with each incarnation.
     pub flood_window: Arc<ReplayWindow>,
     /// What it may flood.
     pub storm: Arc<StormBudget>,
     /// Marks that the node reads to judge the paths.
     pub traffic: Arc<Traffic>,
-    /// Largest sealed datagram (outer header to tag) for the direct path.
+    /// Largest datagram (UDP payload, relay header included) that its direct path takes.
     pub datagram_max: usize,
 }
 
@@ -116,6 +116,21 @@ pub struct StormBudget {
     pub tokens: AtomicI64,
 }
 
+impl StormBudget {
+    /// Takes `frames` tokens. False when none was left; a burst that finds some is let through whole.
+    #[inline]
+    pub fn take(&self, frames: i64) -> bool {
+        self.tokens.load(Relaxed) > 0 && self.tokens.fetch_sub(frames, Relaxed) > 0
+    }
+
+    /// Puts `frames` tokens back, up to the burst. What was overdrawn is forgiven, so that a storm that ended is over.
+    pub fn refill(&self, frames: i64) {
+        let more = |tokens: i64| Some(tokens.max(0).saturating_add(frames).min(STORM_BURST_FRAMES));
+        // The closure always gives a value, so this cannot fail.
+        let _ = self.tokens.fetch_update(Relaxed, Relaxed, more);
+    }
+}
+
 impl Default for StormBudget {
     fn default() -> StormBudget {
         StormBudget { tokens: AtomicI64::new(STORM_BURST_FRAMES) }
@@ -135,6 +150,7 @@ pub struct OwnFlood {
 
 impl Fib {
     /// The peer at `slot`.
+    #[inline]
     pub fn peer(&self, slot: PeerSlot) -> Option<&FibPeer> {
         self.peers.get(slot.0 as usize)?.as_ref()
     }
@@ -146,6 +162,7 @@ impl Fib {
     }
 
     /// The session with this local index.
+    #[inline]
     pub fn session(&self, index: u32) -> Option<&FibSession> {
         let entry = self.sessions.get((index & 0xffff) as usize)?.as_ref()?;
         (entry.session.local_index == index).then_some(entry)

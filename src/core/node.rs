@@ -1,211 +1,314 @@
 //! The control plane of one peer as one machine. It dispatches; the logic is in the rooms.
+//!
+//! ```text
+//! Input ──▶ handle ──▶ links │ paths │ gossip │ dials ──▶ settle: record, deltas, routes, snapshot, what to keep ──▶ Output
+//! ```
+//! The contract is that of the crate: change it, drain [`Node::poll`] until it gives `None`, then change it again. Outputs are to be done in order:
+//! a snapshot comes before the message that lets the other end rely on it.
 
+mod config;
+mod discovery;
+mod io;
+mod links;
+mod paths;
+mod peers;
+mod problems;
+mod publish;
+mod sessions;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use meshnet_proto::PeerId;
-use meshnet_proto::wire::control::CloseReason;
+use meshnet_proto::wire::control::{CloseReason, Control};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
 
-use crate::fib::{Fib, PeerSlot};
-use crate::session::SessionSecret;
+use crate::gossip::Gossip;
+use crate::peer::link::Links;
+use crate::peer::path::TICK;
+use crate::peer::targets::Dials;
+use crate::route::{Pace, Routes};
+use crate::time::Time;
+use crate::topology::own::{Origin, Originator};
+use crate::topology::{Graph, Topology};
 
-/// A QUIC connection, numbered by the shell; never reused in a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u64);
+pub use config::{Config, PORT};
+pub use discovery::target_address;
+pub use io::{DialError, DialId, Event, Input, Level, LinkEnd, LinkId, Output, Saved};
 
-/// An attempt to make one, numbered by the node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DialId(pub u64);
+use discovery::Discovery;
+use peers::Peers;
+use problems::Notes;
+use publish::Publisher;
+use sessions::Sessions;
 
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// A QUIC connection is up and the other end's certificate is good. The node sends its hello on it; the link counts after the other's.
-    LinkOpened {
-        /// Its number.
-        link: LinkId,
-        /// The dial it answers; none when the other end dialled.
-        dial: Option<DialId>,
-        /// From the certificate, proven.
-        peer: PeerId,
-        /// Where it leads; an address of [`virtual_address`] when it runs through relays.
-        remote: SocketAddr,
-        /// 64 bytes of TLS exporter, label `EXPORTER-meshnet-session-v1`.
-        secret: SessionSecret,
-    },
-    /// It is gone.
-    LinkClosed {
-        /// Which.
-        link: LinkId,
-        /// Why.
-        why: LinkEnd,
-    },
-    /// A dial came to nothing.
-    DialFailed {
-        /// Which.
-        dial: DialId,
-        /// Why.
-        why: DialError,
-    },
-    /// One control message, `type ‖ body`.
-    Message {
-        /// On which link.
-        link: LinkId,
-        /// Its bytes.
-        bytes: Vec<u8>,
-    },
-    /// Answer to [`Output::Resolve`].
-    Resolved {
-        /// As asked.
-        target: String,
-        /// The addresses, or the resolver's words.
-        result: Result<Vec<SocketAddr>, String>,
-    },
-    /// A sealed probe or probe reply arrived: plaintext of the datagram, inner header first.
-    Probe {
-        /// Of whom.
-        slot: PeerSlot,
-        /// From which underlay address (of the last relay, when relayed).
-        from: SocketAddr,
-        /// Through relays.
-        relayed: bool,
-        /// Inner header and body.
-        plaintext: Vec<u8>,
-    },
-    /// A genuine datagram of this peer came from an address that is not its path's: it moved.
-    Roamed {
-        /// Who.
-        slot: PeerSlot,
-        /// The new address.
-        from: SocketAddr,
-    },
-    /// The frame path wants a session with this peer and has none.
-    SessionWanted(PeerSlot),
-    /// The underlay addresses of this machine, most useful first.
-    Addresses(Vec<SocketAddr>),
-    /// The overlay's MTU here changed.
-    Mtu(u16),
+/// The control plane of one peer.
+#[derive(Debug)]
+pub struct Node {
+    config: Config,
+    me: PeerId,
+    started: Time,
+    rng: StdRng,
+    outputs: VecDeque<Output>,
+    clock: SteadyClock,
+    peers: Peers,
+    links: Links,
+    sessions: Sessions,
+    dials: Dials,
+    discovery: Discovery,
+    origin: Originator,
+    topology: Topology,
+    gossip: Gossip,
+    graph: Graph,
+    routes: Routes,
+    pace: Pace,
+    /// Of the topology when the graph was made.
+    revision: u64,
+    /// Usable direct paths changed: routes are computed at once.
+    paths_changed: bool,
+    /// Live links changed: the own record may.
+    links_changed: bool,
+    publisher: Publisher,
+    addresses: Vec<SocketAddr>,
+    pings: BTreeMap<u64, Ping>,
+    notes: Notes,
+    stopping: bool,
 }
 
-/// Why a dial came to nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DialError {
-    /// Nothing answered.
-    Timeout,
-    /// TLS refused: the other end's certificate, or ours, is not from this cluster's secret.
-    Secret,
-    /// The other end speaks no version that we speak.
-    Version,
-    /// Someone else answered.
-    WrongPeer,
-    /// The other end closed it with this reason.
-    Closed(CloseReason),
-    /// The kernel's word: no route, refused.
-    Unreachable(String),
-    /// Anything else.
-    Other(String),
+/// An echo under way.
+#[derive(Debug)]
+struct Ping {
+    until: Time,
+    way: String,
 }
 
-/// Why a link ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkEnd {
-    /// We closed it.
-    Local,
-    /// The other end closed it, with this reason if it is one of ours.
-    Remote(Option<CloseReason>),
-    /// Nothing heard for too long.
-    Timeout,
-    /// Anything else.
-    Other(String),
+/// A clock that stands still while the node itself is late.
+#[derive(Debug)]
+struct SteadyClock {
+    next_tick: Time,
+    lost: Duration,
 }
 
-/// What is to be done.
-#[derive(Debug, Clone)]
-pub enum Output {
-    /// Make a QUIC connection; answer with `LinkOpened` or `DialFailed`, within 5 s.
-    Dial {
-        /// Its number.
-        dial: DialId,
-        /// Where.
-        remote: SocketAddr,
-        /// Refuse anybody else.
-        expect: Option<PeerId>,
-    },
-    /// Look up `host:port`.
-    Resolve {
-        /// As configured.
-        target: String,
-    },
-    /// Send a control message (`length ‖ type ‖ body`) in order.
-    Send {
-        /// On which link.
-        link: LinkId,
-        /// Its bytes.
-        bytes: Arc<[u8]>,
-    },
-    /// Close a link with this reason.
-    Close {
-        /// Which.
-        link: LinkId,
-        /// The reason told to the other end.
-        reason: CloseReason,
-    },
-    /// Send these bytes as one UDP datagram: a sealed probe.
-    Datagram {
-        /// Where.
-        to: SocketAddr,
-        /// All of it.
-        bytes: Vec<u8>,
-    },
-    /// The frame path shall use this from now on.
-    Publish(Arc<Fib>),
-    /// Forget every MAC address learned from this peer.
-    FlushMacs(PeerSlot),
-    /// Keep this for the next start.
-    Persist(Saved),
-    /// An echo for [`Node::ping`](crate::node) came back, or did not.
-    Pong {
-        /// As given out.
-        token: u64,
-        /// Round trip and the way it took, or nothing within 2 s.
-        result: Option<(Duration, String)>,
-    },
-    /// Worth a line in the log.
-    Event(Event),
+impl SteadyClock {
+    fn at(&self, now: Time) -> Time {
+        now - self.lost
+    }
+
+    /// True when a tick is due; a late one is taken out of the clock.
+    fn tick(&mut self, now: Time) -> bool {
+        if now < self.next_tick {
+            return false;
+        }
+        let late = now.since(self.next_tick);
+        if late > TICK / 5 {
+            self.lost += late;
+        }
+        self.next_tick = now + TICK;
+        true
+    }
 }
 
-/// What outlives a restart.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Saved {
-    /// Targets by `connect`, less those forgotten.
-    pub targets: Vec<String>,
-    /// Targets of flag or file that `forget` switched off.
-    pub forgotten: Vec<String>,
-    /// Peers seen, and where.
-    pub known: Vec<(PeerId, Vec<SocketAddr>)>,
+impl Node {
+    /// A node that knows its settings and nothing else. Poll it at once: it may want to dial.
+    pub fn new(config: Config, now: Time) -> Node {
+        let mut rng = StdRng::from_seed(config.seed);
+        let me = config.identity.id();
+        let origin = Originator::new(
+            now,
+            Origin {
+                public_key: config.identity.public_key(),
+                incarnation: config.incarnation,
+                instance: config.instance,
+                name: config.name.clone(),
+                software: config.software.clone(),
+                flags: if config.relay { meshnet_proto::wire::record::flags::RELAY } else { 0 },
+                mtu: config.mtu,
+            },
+        );
+        let dials = Dials::new(StdRng::from_rng(&mut rng));
+        let topology = Topology::new(me);
+        let mut node = Node {
+            me,
+            started: now,
+            outputs: VecDeque::new(),
+            clock: SteadyClock { next_tick: now + TICK, lost: Duration::ZERO },
+            peers: Peers::new(config.timing, rng.next_u64()),
+            links: Links::default(),
+            sessions: Sessions::default(),
+            dials,
+            discovery: Discovery::new(&config),
+            origin,
+            graph: topology.graph(),
+            topology,
+            gossip: Gossip::new(now, me, rng.next_u64()),
+            routes: Routes::default(),
+            pace: Pace::default(),
+            revision: 0,
+            paths_changed: false,
+            links_changed: false,
+            publisher: Publisher::new(),
+            addresses: Vec::new(),
+            pings: BTreeMap::new(),
+            notes: Notes::default(),
+            stopping: false,
+            rng,
+            config,
+        };
+        node.begin_discovery(now);
+        node.settle(now);
+        node
+    }
+
+    /// This peer.
+    pub fn id(&self) -> PeerId {
+        self.me
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::LinkOpened { link, dial, peer, remote, secret } => {
+                self.on_link_opened(now, link, dial, peer, remote, secret)
+            }
+            Input::LinkClosed { link, why } => self.on_link_closed(now, link, why),
+            Input::DialFailed { dial, why } => self.on_dial_failed(now, dial, why),
+            Input::Message { link, bytes } => self.on_message(now, link, &bytes),
+            Input::Writable { link, writable } => self.gossip.set_writable(link, writable),
+            Input::Resolved { target, result } => self.dials.on_resolved(now, &target, result),
+            Input::Probe { slot, from, relayed, plaintext } => self.on_probe(now, slot, from, relayed, &plaintext),
+            Input::Roamed { slot, from } => self.on_roamed(now, slot, from),
+            Input::SessionWanted(slot) => self.on_session_wanted(now, slot),
+            Input::Addresses(addresses) => self.on_addresses(addresses),
+            Input::Mtu(mtu) => self.on_mtu(mtu),
+        }
+        self.settle(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        let tick = self.clock.tick(now);
+        if tick {
+            self.on_tick(now);
+        }
+        self.tick_paths(now, tick);
+        self.origin.handle_timeout(now);
+        self.gossip.handle_timeout(now);
+        for peer in self.topology.handle_timeout(now) {
+            self.on_peer_dropped(peer);
+        }
+        self.settle(now);
+    }
+
+    /// When [`Node::handle_timeout`] has something to do.
+    pub fn next_deadline(&self) -> Time {
+        let tick = if self.wants_ticks() { self.clock.next_tick } else { self.clock.next_tick + IDLE_TICK };
+        let pace = if self.pace.next_deadline() == Time::ZERO { self.clock.next_tick } else { self.pace.next_deadline() };
+        [
+            tick,
+            self.paths_deadline(),
+            self.dials.deadline(),
+            self.origin.next_deadline(),
+            self.gossip.next_deadline(),
+            self.topology.next_deadline(),
+            pace,
+            self.publisher.deadline(),
+            self.discovery.deadline(),
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(tick)
+    }
+
+    /// What is to be done next; none when all is done.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Says goodbye on every link and closes it. Nothing is dialled afterwards.
+    pub fn stop(&mut self, _now: Time) {
+        self.stopping = true;
+        let links: Vec<LinkId> = self.links.iter().map(|link| link.id).collect();
+        for link in links {
+            self.send(link, &Control::Goodbye);
+            self.outputs.push_back(Output::Close { link, reason: CloseReason::Stopping });
+            self.links.remove(link);
+        }
+    }
+
+    /// Fills the storm budgets for the time that passed since the last call: the driver's tick, so that the frame path reads no clock.
+    pub fn refill(&mut self, elapsed: Duration) {
+        self.refill_budgets(elapsed);
+    }
+
+    fn on_tick(&mut self, now: Time) {
+        for link in self.links.overdue(now) {
+            self.close(now, link, CloseReason::Silent);
+        }
+        self.rekey_due(now);
+        if self.sessions.expire(now) {
+            self.publisher.changed();
+        }
+        self.end_pings(now);
+        self.tick_discovery(now);
+        self.notes.on_tick(now);
+    }
+
+    /// Everything that follows from a change, in the order in which it follows.
+    fn settle(&mut self, now: Time) {
+        if self.stopping {
+            return;
+        }
+        self.start_dials(now);
+        self.originate(now);
+        self.spread();
+        self.reroute(now);
+        self.publish_if_due(now);
+        self.persist_if_due(now);
+    }
+
+    /// The own record, when it is to be told anew.
+    fn originate(&mut self, now: Time) {
+        if std::mem::take(&mut self.links_changed) {
+            let links = self.live_links();
+            self.origin.set_links(now, &links);
+        }
+        let before = self.origin.version().incarnation;
+        if let Some(record) = self.origin.poll(now) {
+            match self.config.identity.sign_record(&record) {
+                Ok(admitted) => {
+                    self.topology.merge_own(now, admitted);
+                    self.gossip.on_merged(None, self.me);
+                }
+                Err(error) => self.event(Level::Warn, "own record over its limits", None, error.to_string()),
+            }
+        }
+        if before != self.origin.version().incarnation {
+            self.publisher.changed();
+        }
+    }
+
+    fn spread(&mut self) {
+        while let Some((link, message)) = self.gossip.poll(&self.topology) {
+            self.send(link, &message);
+        }
+    }
+
+    fn send(&mut self, link: LinkId, message: &Control) {
+        match message.emit() {
+            Ok(bytes) => self.outputs.push_back(Output::Send { link, bytes: bytes.into() }),
+            Err(error) => self.event(Level::Warn, "message over its limits", None, error.to_string()),
+        }
+    }
+
+    fn event(&mut self, level: Level, what: &'static str, peer: Option<PeerId>, detail: String) {
+        self.outputs.push_back(Output::Event(Event { level, what, peer, detail }));
+    }
 }
 
-/// Something an operator may care about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// How much.
-    pub level: Level,
-    /// In a few words, lower case.
-    pub what: &'static str,
-    /// Who it is about.
-    pub peer: Option<PeerId>,
-    /// Particulars.
-    pub detail: String,
-}
-
-/// Level of an [`Event`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Worth waking someone.
-    Warn,
-    /// A state change that an operator cares about.
-    Info,
-    /// A branch off the happy path.
-    Debug,
-}
+/// Longest time without a tick when there is nobody to watch.
+const IDLE_TICK: Duration = Duration::from_secs(1);

@@ -1,1 +1,260 @@
-//! To come.
+//! `meshd`: the one room where rooms meet. Settings, state directory, start and stop, and the driver of the node.
+//!
+//! ```text
+//! settings ─▶ secret, state ─▶ sockets, control socket ─▶ bridge, TAP ─▶ workers, links, node ─▶ driver … ─▶ stop
+//! ```
+//! What can be refused is refused before anything is made. A start that fails says so in one line, with the way out, and exits with 1.
+
+pub mod backend;
+pub mod config;
+pub mod devices;
+pub mod driver;
+pub mod report;
+pub mod secret;
+pub mod state;
+pub mod wire;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow};
+use arc_swap::ArcSwap;
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use meshnet_core::fdb::Fdb;
+use meshnet_core::fib::Fib;
+use meshnet_core::forward::lane_node;
+use meshnet_core::identity::Identity;
+use meshnet_core::node::{Input, Node, Saved};
+use meshnet_core::peer::path::Timing;
+use meshnet_core::session::Cipher;
+use meshnet_core::time::Time;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
+use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address};
+use crate::udp::UdpSockets;
+use crate::{api, telemetry};
+use backend::Asker;
+use config::{Profile, Settings};
+use devices::Devices;
+use driver::{Driver, Sources};
+use report::Facts;
+use secret::Secret;
+use state::StateDir;
+use wire::Wire;
+
+/// Runs `meshd` to its end.
+pub fn main(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> ExitCode {
+    match config::load(arguments, environment) {
+        Ok(config::Request::Print(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(config::Request::Run(settings)) => match run(&settings) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("meshd: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.exit)
+        }
+    }
+}
+
+fn run(settings: &Settings) -> Result<()> {
+    let format = match settings.log_format {
+        config::LogFormat::Text => telemetry::Format::Text,
+        config::LogFormat::Json => telemetry::Format::Json,
+    };
+    let recent = telemetry::init(settings.log_level.as_str(), format).map_err(|error| anyhow!(error))?;
+    let secret = match &settings.secret_file {
+        Some(path) => Secret::load(path)?,
+        None => Secret::none(),
+    };
+    let state = StateDir::open(&settings.state_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the async runtime")?;
+    runtime.block_on(serve(settings, &secret, state, recent))
+}
+
+async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: telemetry::Recent) -> Result<()> {
+    let started = Instant::now();
+    let seed = state.identity()?;
+    let identity = Identity::from_seed(seed);
+    let me = identity.id();
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let incarnation = state.next_incarnation(unix)?;
+
+    let alive = Arc::new(AtomicBool::new(true));
+    let (asker, requests) = Asker::new(Arc::clone(&alive));
+    let sockets = Arc::new(UdpSockets::bind(settings.listen, settings.workers)?);
+    let tasks = listen(settings, asker)?;
+    let (mut devices, notices) = Devices::start(settings, sockets.local_address().port()).await?;
+
+    let (inbox, punted) = (Arc::new(Inbox::new()), Arc::new(Notify::new()));
+    let punts = Arc::new(PuntRing::new({
+        let punted = Arc::clone(&punted);
+        Arc::new(move || punted.notify_one())
+    }));
+    let tick = Arc::new(AtomicU32::new(0));
+    let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
+    let plane = Dataplane::start(dataplane::Config {
+        workers: settings.workers,
+        tap: devices.take_tap(),
+        sockets: Arc::clone(&sockets),
+        fdb: Arc::new(Fdb::default()),
+        fib: fib.load_full(),
+        tick: Arc::clone(&tick),
+        quic: hand_over(&inbox),
+        punts: Arc::clone(&punts),
+        on_tap_lost: devices.tap_lost(),
+    })
+    .context("the worker threads")?;
+    let lane = lane_node(settings.workers);
+    let (quic, links) = Quic::new(QuicConfig {
+        identity_seed: seed,
+        authority_seed: secret.authority_seed(&settings.cluster),
+        cluster: settings.cluster.clone(),
+        inbox,
+        transport: Arc::new(Wire { sockets: Arc::clone(&sockets), fib: Arc::clone(&fib), lane }),
+    })?;
+
+    let mut node = meshnet_core::node::Config::new(identity, settings.name.clone());
+    node.cluster.clone_from(&settings.cluster);
+    node.incarnation = incarnation;
+    node.instance = u64::from_be_bytes(random()?);
+    node.seed = random()?;
+    node.secret = !secret.is_public();
+    node.targets = settings.peers.iter().map(ToString::to_string).collect();
+    node.saved = state.load_saved();
+    node.discovery = settings.discovery;
+    node.max_links = settings.max_links;
+    node.lanes = lane + 1;
+    node.ciphers = ciphers();
+    node.mtu = devices.mtu();
+    node.port = sockets.local_address().port();
+    node.timing = match settings.profile {
+        Profile::Default => Timing::DEFAULT,
+        Profile::Fast => Timing::FAST,
+    };
+    let mut node = Node::new(node, Time::ZERO);
+    node.handle(Time::ZERO, Input::Addresses(devices.addresses()));
+
+    info!(id = %me, name = settings.name, listen = %sockets.local_address(), bridge = settings.bridge, "meshd runs");
+    settings.warnings.iter().for_each(|warning| warn!("{warning}"));
+    if secret.is_public() {
+        warn!("--no-secret: anyone who reaches the port may join this mesh and read what it carries");
+    }
+    let (keep, kept) = watch::channel(None);
+    let keeper = tokio::spawn(keep_saved(state, kept));
+    let stop = stop_on_signal()?;
+    let driver = Driver {
+        node,
+        started,
+        quic,
+        plane,
+        sockets,
+        fib,
+        punts,
+        punted,
+        tick,
+        facts: Facts::new(settings, me, recent, devices.view()),
+        devices,
+        keep,
+        lookups: JoinSet::new(),
+        waiting: Default::default(),
+        pings: Default::default(),
+        refilled: started,
+    };
+    driver.run(Sources { links, requests, notices }, stop).await;
+    // The driver is gone and with it the sender: the keeper writes what is left and ends.
+    if let Err(error) = keeper.await {
+        error!(%error, "what is to be kept may not have been written");
+    }
+    drop(tasks);
+    info!("stopped");
+    Ok(())
+}
+
+/// Where the workers put QUIC datagrams: emptied into the inbox of the links at each wake.
+fn hand_over(inbox: &Arc<Inbox>) -> Arc<QuicInbox> {
+    let inbox = Arc::clone(inbox);
+    Arc::new_cyclic(|queue: &Weak<QuicInbox>| {
+        let queue = queue.clone();
+        QuicInbox::new(Arc::new(move || {
+            let Some(queue) = queue.upgrade() else { return };
+            while let Some(datagram) = queue.take() {
+                let from = datagram.source.map_or(datagram.from, virtual_address);
+                inbox.push(Inbound { from, bytes: datagram.bytes });
+            }
+        }))
+    })
+}
+
+/// Opens the control socket and the HTTP port, and serves them; dropping what it gives closes both.
+fn listen(settings: &Settings, asker: Asker) -> Result<JoinSet<()>> {
+    let asker = Arc::new(asker);
+    let mut tasks = JoinSet::new();
+    let http = settings.http.map(api::bind_http).transpose()?;
+    let socket = api::bind_socket(&settings.socket)?;
+    tasks.spawn(api::serve_socket(socket, Arc::clone(&asker)));
+    if let Some(listener) = http {
+        tasks.spawn(api::serve_http(listener, asker));
+    }
+    Ok(tasks)
+}
+
+/// Writes the newest of what is to be kept. Owner: [`serve`]; ends when the driver is gone; only the newest waits.
+async fn keep_saved(state: StateDir, mut kept: watch::Receiver<Option<Saved>>) {
+    let state = Arc::new(state);
+    while kept.changed().await.is_ok() {
+        let Some(saved) = kept.borrow_and_update().clone() else { continue };
+        let state = Arc::clone(&state);
+        // A file is written and synced: milliseconds, or more on a slow disk, that the driver must not wait for.
+        match tokio::task::spawn_blocking(move || state.save(&saved)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "known peers are not kept"),
+            Err(error) => error!(%error, "the keeper failed"),
+        }
+    }
+}
+
+fn stop_on_signal() -> Result<Arc<Notify>> {
+    let stop = Arc::new(Notify::new());
+    let rung = Arc::clone(&stop);
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        rung.notify_one();
+    });
+    Ok(stop)
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow!("the kernel gives no random bytes"))?;
+    Ok(bytes)
+}
+
+/// The ciphers, best first: AES where the processor has it.
+fn ciphers() -> Vec<Cipher> {
+    #[cfg(target_arch = "x86_64")]
+    let hardware = std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    let hardware = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let hardware = false;
+    if hardware { vec![Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] } else { vec![Cipher::ChaCha20Poly1305] }
+}

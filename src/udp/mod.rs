@@ -1,1 +1,225 @@
-//! To come.
+//! The one UDP port of this machine: sockets that share it, one for each worker, with segmentation on sending and joining on receiving.
+//!
+//! ```text
+//! Forwarder ──▶ SendBatch (Transmit) ──▶ one UDP_SEGMENT send ──┐
+//! quic, node ─▶ UdpSockets::send ────────────────────────────────┼─▶ port ──▶ ReceiveBatch (UDP_GRO) ──▶ datagrams, and QuicInbox
+//! ```
+//! IPv4 addresses are plain to users of this room, also where the socket is an IPv6 one.
+//! May use `sys`, `buf`, and the core's contract [`Transmit`](meshnet_core::forward::Transmit). Deliberately lacks: knowledge of what it carries.
+
+mod inbox;
+mod receive;
+mod send;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::buf::{RUN_MAX_BYTES, RUN_MAX_SEGMENTS};
+use crate::sys::socket;
+
+pub use inbox::{QuicDatagram, QuicInbox, Waker};
+pub use receive::{ReceiveBatch, Received};
+pub use send::SendBatch;
+
+/// Why the port cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// Another program has the port.
+    #[error("UDP port {0} is taken: stop the other program or give another --listen ADDR:PORT")]
+    Taken(SocketAddr),
+    /// Not an address of this machine.
+    #[error("{0} is not an address of this machine: give --listen an address that `ip address` shows, or [::]:PORT")]
+    NotHere(SocketAddr),
+    /// Anything else.
+    #[error("cannot listen on UDP {0}: {1}")]
+    Io(SocketAddr, #[source] io::Error),
+}
+
+/// All sockets of the port.
+#[derive(Debug)]
+pub struct UdpSockets {
+    sockets: Vec<Arc<Port>>,
+    address: SocketAddr,
+}
+
+/// One socket.
+#[derive(Debug)]
+pub(crate) struct Port {
+    socket: Socket,
+    v6: bool,
+    health: Arc<Health>,
+}
+
+/// What the sockets report, shared by all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    /// Joined sends that the kernel refused though it took their datagrams one by one.
+    gso_refused: AtomicU64,
+    said: AtomicBool,
+}
+
+impl UdpSockets {
+    /// Binds `count` sockets to `listen`. `[::]` takes IPv4 as well; on a machine without IPv6 it means `0.0.0.0`.
+    pub fn bind(listen: SocketAddr, count: usize) -> Result<UdpSockets, UdpError> {
+        let (first, listen) = match open(listen, false) {
+            Err(error) if listen.is_ipv6() && listen.ip().is_unspecified() && no_ipv6(&error) => {
+                let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port()));
+                (open(listen, false), listen)
+            }
+            other => (other, listen),
+        };
+        let health = Arc::new(Health::default());
+        let wrap = |error: io::Error| UdpError::from_io(listen, error);
+        // The first is bound alone, so that a port in use is noticed; only then the port is opened to our other sockets.
+        let first = first.map_err(wrap)?;
+        first.set_reuse_port(true).map_err(wrap)?;
+        let address = first.local_addr().map_err(wrap)?.as_socket().unwrap_or(listen);
+        let mut opened = vec![first];
+        for _ in 1..count {
+            opened.push(open(address, true).map_err(wrap)?);
+        }
+        let v6 = address.is_ipv6();
+        let sockets =
+            opened.into_iter().map(|socket| Arc::new(Port { socket, v6, health: Arc::clone(&health) })).collect();
+        Ok(UdpSockets { sockets, address })
+    }
+
+    /// The address that was bound.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many sockets there are.
+    pub fn count(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Sends one datagram, or with `segment_size` several of that length (the last may be shorter), from any thread. Never blocks.
+    pub fn send(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        self.send_marked(to, bytes, segment_size, 0)
+    }
+
+    /// As [`UdpSockets::send`], with ECN bits.
+    pub fn send_marked(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>, ecn: u8) -> io::Result<()> {
+        let port = &self.sockets[0];
+        let segment = segment_size.filter(|size| *size < bytes.len());
+        let Some(size) = segment else { return port.send(to, bytes, None, ecn) };
+        let most = (RUN_MAX_BYTES / size.max(1)).min(RUN_MAX_SEGMENTS) * size;
+        if size == 0 || most == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for run in bytes.chunks(most) {
+            let segment = u16::try_from(size).ok().filter(|_| run.len() > size);
+            match port.send(to, run, segment, ecn) {
+                Err(error) if segment.is_some() && blames_segmentation(&error) => {
+                    run.chunks(size).try_for_each(|one| port.send(to, one, None, ecn))?;
+                    port.health.note_refusal(&error);
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The send batch of one worker's thread.
+    pub fn send_batch(&self, worker: usize, counters: Arc<meshnet_core::counters::Counters>) -> SendBatch {
+        SendBatch::new(Arc::clone(&self.sockets[worker % self.sockets.len()]), counters)
+    }
+
+    /// The receiving side of one worker's socket.
+    pub fn receive_batch(&self, worker: usize) -> ReceiveBatch {
+        ReceiveBatch::new(Arc::clone(&self.sockets[worker % self.sockets.len()]))
+    }
+
+    /// Joined sends that the kernel refused though it took their datagrams one by one.
+    pub fn segmentation_refused(&self) -> u64 {
+        self.sockets[0].health.gso_refused.load(Relaxed)
+    }
+}
+
+/// The socket that [`UdpSockets::send`] uses, to wait until it takes more.
+impl AsFd for UdpSockets {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sockets[0].socket.as_fd()
+    }
+}
+
+impl Port {
+    fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<u16>, ecn: u8) -> io::Result<()> {
+        let to = match (to, self.v6) {
+            (SocketAddr::V4(to), true) => SocketAddr::V6(SocketAddrV6::new(to.ip().to_ipv6_mapped(), to.port(), 0, 0)),
+            (SocketAddr::V6(_), false) => return Err(io::ErrorKind::AddrNotAvailable.into()),
+            (to, _) => to,
+        };
+        socket::send(self.socket.as_fd(), &to, bytes, segment, ecn)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut received = socket::receive(self.socket.as_fd(), buffer)?;
+        if let SocketAddr::V6(from) = received.from
+            && let Some(ip) = from.ip().to_ipv4_mapped()
+        {
+            received.from = SocketAddr::new(IpAddr::V4(ip), from.port());
+        }
+        Ok(received)
+    }
+}
+
+impl Health {
+    /// Counts a refusal, and says so the first time: a device below lies about what it can, and speed suffers.
+    fn note_refusal(&self, error: &io::Error) {
+        self.gso_refused.fetch_add(1, Relaxed);
+        if !self.said.swap(true, Relaxed) {
+            tracing::info!(%error, "the kernel refused a segmented UDP send; datagrams go one by one for a while");
+        }
+    }
+}
+
+impl UdpError {
+    fn from_io(listen: SocketAddr, error: io::Error) -> UdpError {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => UdpError::Taken(listen),
+            io::ErrorKind::AddrNotAvailable => UdpError::NotHere(listen),
+            _ => UdpError::Io(listen, error),
+        }
+    }
+}
+
+/// Errors of a segmented send that one datagram by itself may not meet: EIO (the device cannot make checksums), EINVAL and EMSGSIZE
+/// (segments against the device's MTU, by age of the kernel), EOPNOTSUPP.
+fn blames_segmentation(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP))
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let v6 = address.is_ipv6();
+    let opened = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if v6 {
+        opened.set_only_v6(false)?;
+    }
+    opened.set_reuse_port(shared)?;
+    opened.bind(&address.into())?;
+    socket::set_gro(opened.as_fd())?;
+    // DF on both families: no router on the way may cut a sealed datagram, since pieces defeat joining and one lost piece loses all. And no ICMP message
+    // shrinks the path, since anybody can send one: the overlay's MTU leaves room by itself, and QUIC probes for its own.
+    socket::set_probe_mtu(opened.as_fd(), v6)?;
+    socket::set_receive_ecn(opened.as_fd(), v6)?;
+    socket::set_buffers(opened.as_fd(), RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES)?;
+    Ok(opened)
+}
+
+/// Of each socket: 50 ms of 1 Gbit/s as the kernel accounts for it, so that a thread that lost its core for a while loses no frames.
+const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
+/// Of each socket: several full runs for each of a few slow devices.
+const SEND_BUFFER_BYTES: usize = 4 << 20;

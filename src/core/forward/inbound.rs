@@ -1,1 +1,324 @@
-//! To come.
+//! A datagram from the underlay gives a frame for the TAP, more datagrams, or something for the node.
+//!
+//! ```text
+//! datagram ─┬─ QUIC ──────────────────────────────────────────────────────▶ to the node's sockets
+//!           ├─ DATA ── open ─┬─ probe ────────────────────────────────────▶ punt
+//!           │                ├─ frame, segment ── learn source ───────────▶ Deliver
+//!           │                └─ flooded ── seen? budget? ── pass it on ───▶ and the same
+//!           └─ RELAY ─ hop tag ─ am I the hop? ─┬─ the last: QUIC or DATA inside
+//!                                               └─ else ── tag for the next hop ▶ send
+//! ```
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+
+use meshnet_proto::ShortId;
+use meshnet_proto::limits::SUPERFRAME_MAX_BYTES;
+use meshnet_proto::wire::data::{
+    FLOOD_BYTES, Flood, INNER_BYTES, Inner, InnerKind, OUTER_BYTES, Outer, OuterKind, Relay, TAG_BYTES, is_quic,
+};
+
+use super::send::{Way, may_be_relayed, seal_relay};
+use super::{Forwarder, Inbound, Punt, Punted, Transmit, addresses};
+use crate::counters::DropReason;
+use crate::fdb::Owner;
+use crate::fib::{Fib, FibPeer, PeerSlot};
+use crate::session::keys::HOP_INNER_BYTES;
+
+/// A datagram of a session that proved genuine.
+struct Opened {
+    slot: PeerSlot,
+    /// Inner header and what follows, as a range of the whole buffer.
+    plain: Range<usize>,
+    flow: u64,
+}
+
+impl Forwarder {
+    /// Takes the datagram at `at` of `buffer`, which came from `from`. It is opened in place; what it gives refers to the same buffer. Drops are counted here.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub fn inbound(
+        &mut self,
+        fib: &Fib,
+        tick: u32,
+        from: SocketAddr,
+        buffer: &mut [u8],
+        at: Range<usize>,
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) -> Inbound {
+        let arrival = Arrival { fib, tick, from, relayed: None };
+        self.try_inbound(arrival, buffer, at, out, punt).unwrap_or_else(|reason| {
+            self.drop(reason);
+            Inbound::Done
+        })
+    }
+
+    #[inline]
+    fn try_inbound(
+        &mut self,
+        arrival: Arrival<'_>,
+        buffer: &mut [u8],
+        at: Range<usize>,
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) -> Result<Inbound, DropReason> {
+        let datagram = buffer.get(at.clone()).ok_or(DropReason::Malformed)?;
+        if is_quic(*datagram.first().ok_or(DropReason::Malformed)?) {
+            return Ok(Inbound::Quic { source: None, datagram: at });
+        }
+        let outer = Outer::parse(datagram).ok_or(DropReason::Malformed)?;
+        match outer.kind {
+            OuterKind::Data => self.data(arrival, &outer, buffer, at, out, punt),
+            OuterKind::Relay => self.relay(arrival, &outer, buffer, at, out, punt),
+        }
+    }
+
+    #[inline]
+    fn data(
+        &mut self,
+        arrival: Arrival<'_>,
+        outer: &Outer,
+        buffer: &mut [u8],
+        at: Range<usize>,
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) -> Result<Inbound, DropReason> {
+        let fib = arrival.fib;
+        let entry = fib.session(outer.index).ok_or(DropReason::UnknownSession)?;
+        let peer = fib.peer(entry.slot).ok_or(DropReason::UnknownSession)?;
+        if arrival.relayed.is_some_and(|source| source != peer.id.short()) {
+            return Err(DropReason::Malformed);
+        }
+        let datagram = buffer.get_mut(at.clone()).ok_or(DropReason::Malformed)?;
+        let plain = entry.session.open(outer, datagram)?;
+        let inner = Inner::parse(plain).ok_or(DropReason::Malformed)?;
+        if arrival.relayed.is_some() {
+            peer.traffic.rx_relayed.fetch_add(1, Relaxed);
+        } else {
+            self.came_directly(&arrival, entry.slot, peer, punt);
+        }
+        let plain = at.start + OUTER_BYTES..at.end - TAG_BYTES;
+        let flow = u64::from(outer.index) << 8 | u64::from(outer.lane);
+        let opened = Opened { slot: entry.slot, plain, flow };
+        match inner.kind {
+            InnerKind::Probe | InnerKind::ProbeReply if inner.flood => Err(DropReason::Malformed),
+            InnerKind::Probe | InnerKind::ProbeReply => {
+                let (slot, from, relayed) = (entry.slot, arrival.from, arrival.relayed.is_some());
+                let plaintext = buffer.get(opened.plain).ok_or(DropReason::Malformed)?.to_vec();
+                self.punt(punt, Punted::Probe { slot, from, relayed, plaintext });
+                Ok(Inbound::Done)
+            }
+            InnerKind::Frame | InnerKind::Segment if inner.flood => {
+                if arrival.relayed.is_some() {
+                    return Err(DropReason::Malformed);
+                }
+                self.flooded(&arrival, inner, opened, buffer, out)
+            }
+            InnerKind::Frame | InnerKind::Segment => {
+                let frame = opened.plain.start + INNER_BYTES..opened.plain.end;
+                self.deliver(&arrival, inner, opened.slot, opened.flow, buffer, frame)
+            }
+        }
+    }
+
+    /// Marks genuine traffic on the direct path, and tells the node when it came from elsewhere than that path leads.
+    #[inline]
+    fn came_directly(&mut self, arrival: &Arrival<'_>, slot: PeerSlot, peer: &FibPeer, punt: &mut impl Punt) {
+        peer.traffic.rx_direct.fetch_add(1, Relaxed);
+        let (from, tick) = (arrival.from, arrival.tick);
+        if peer.direct != Some(from) && self.roamed != Some((slot, from, tick)) {
+            self.roamed = Some((slot, from, tick));
+            self.punt(punt, Punted::Roamed { slot, from });
+        }
+    }
+
+    /// A frame for this machine: checks that it is one, and learns its source.
+    #[inline]
+    fn deliver(
+        &mut self,
+        arrival: &Arrival<'_>,
+        inner: Inner,
+        origin: PeerSlot,
+        flow: u64,
+        buffer: &[u8],
+        frame: Range<usize>,
+    ) -> Result<Inbound, DropReason> {
+        let bytes = buffer.get(frame.clone()).ok_or(DropReason::Malformed)?;
+        let (destination, source) = addresses(bytes).ok_or(DropReason::Malformed)?;
+        if !agrees(&inner, bytes.len()) {
+            return Err(DropReason::Malformed);
+        }
+        if destination.is_link_local_group() {
+            return Err(DropReason::LinkLocal);
+        }
+        self.learn(source, Owner::Peer(origin), arrival.tick)?;
+        self.counters.rx_frames.add(1);
+        self.counters.rx_bytes.add(bytes.len() as u64);
+        Ok(Inbound::Deliver { inner, frame, flow })
+    }
+
+    /// A flooded frame: once for each number, within its origin's budget, on along the tree, then for this machine.
+    fn flooded(
+        &mut self,
+        arrival: &Arrival<'_>,
+        inner: Inner,
+        opened: Opened,
+        buffer: &mut [u8],
+        out: &mut impl Transmit,
+    ) -> Result<Inbound, DropReason> {
+        let fib = arrival.fib;
+        let plain = buffer.get_mut(opened.plain.clone()).ok_or(DropReason::Malformed)?;
+        let (_, rest) = plain.split_first_chunk_mut::<INNER_BYTES>().ok_or(DropReason::Malformed)?;
+        let (header, frame) = rest.split_first_chunk_mut::<FLOOD_BYTES>().ok_or(DropReason::Malformed)?;
+        let flood = Flood::parse(header).ok_or(DropReason::Malformed)?;
+        if flood.origin == fib.me {
+            return Err(DropReason::Duplicate);
+        }
+        let slot = fib.slot(flood.origin).ok_or(DropReason::UnknownOrigin)?;
+        let origin = fib.peer(slot).ok_or(DropReason::UnknownOrigin)?;
+        if origin.incarnation != flood.incarnation {
+            return Err(DropReason::UnknownOrigin);
+        }
+        if flood.hops == 0 {
+            return Err(DropReason::HopLimit);
+        }
+        // Judged before it is passed on: what no peer will take need not travel.
+        let (destination, source) = addresses(frame).ok_or(DropReason::Malformed)?;
+        if !agrees(&inner, frame.len()) || source.is_group() {
+            return Err(DropReason::Malformed);
+        }
+        if destination.is_link_local_group() {
+            return Err(DropReason::LinkLocal);
+        }
+        if !origin.flood_window.accept_wrapping(flood.sequence) {
+            return Err(DropReason::Duplicate);
+        }
+        if !origin.storm.take(1) {
+            return Err(DropReason::StormBudget);
+        }
+        *header = Flood { hops: flood.hops - 1, ..flood }.emit();
+        let next = if fib.flood_all { &fib.neighbours } else { &origin.flood_on };
+        let last_hop = opened.slot;
+        for to in next.iter().filter(|to| **to != last_hop && **to != slot) {
+            self.flood_on(fib, *to, flood.hops - 1, plain, out);
+        }
+        let frame = opened.plain.start + INNER_BYTES + FLOOD_BYTES..opened.plain.end;
+        // Not the last hop's session: copies of one super-frame may come by several.
+        let flow = flood.origin.0 | 1 << 63;
+        self.deliver(arrival, Inner { flood: false, ..inner }, slot, flow, buffer, frame)
+    }
+
+    fn flood_on(&self, fib: &Fib, to: PeerSlot, hops: u8, plain: &[u8], out: &mut impl Transmit) {
+        if hops == 0 {
+            return self.drop(DropReason::HopLimit);
+        }
+        let Some(way) = Way::to_neighbour(fib, to) else { return self.drop(DropReason::NoNextHop) };
+        match way.put(fib.me, self.lane, [plain, &[], &[]], out) {
+            Ok(()) => self.counters.flooded.add(1),
+            Err(reason) => self.drop(reason),
+        }
+    }
+
+    /// A RELAY datagram: for this peer, or on to the next hop. The route is the sender's, so tables that differ cannot make a loop, and a route that
+    /// names a peer twice is refused.
+    fn relay(
+        &mut self,
+        arrival: Arrival<'_>,
+        outer: &Outer,
+        buffer: &mut [u8],
+        at: Range<usize>,
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) -> Result<Inbound, DropReason> {
+        let fib = arrival.fib;
+        let datagram = buffer.get(at.clone()).ok_or(DropReason::Malformed)?;
+        let entry = fib.session(outer.index).ok_or(DropReason::UnknownSession)?;
+        let hop = fib.peer(entry.slot).ok_or(DropReason::UnknownSession)?;
+        let header = datagram.get(OUTER_BYTES..).ok_or(DropReason::Malformed)?;
+        let (relay, relay_bytes) = Relay::parse(header).ok_or(DropReason::Malformed)?;
+        entry.session.open_hop(outer, datagram, relay_bytes)?;
+        self.came_directly(&arrival, entry.slot, hop, punt);
+        let hops = relay.route.hops();
+        let position = usize::from(relay.position);
+        if hops.get(position) != Some(&fib.me) || repeats(relay.source, hops) {
+            return Err(DropReason::Malformed);
+        }
+        let inside = at.start + OUTER_BYTES + relay_bytes + TAG_BYTES..at.end;
+        let datagram_inside = buffer.get(inside.clone()).ok_or(DropReason::Malformed)?;
+        if datagram_inside.len() < HOP_INNER_BYTES || !may_be_relayed(datagram_inside) {
+            return Err(DropReason::Malformed);
+        }
+        if let Some(next) = hops.get(position + 1) {
+            let relay = Relay { position: relay.position + 1, ..relay };
+            self.pass_on(fib, *next, &relay, buffer.get(at).ok_or(DropReason::Malformed)?, out)?;
+            return Ok(Inbound::Done);
+        }
+        if datagram_inside.first().is_some_and(|first| is_quic(*first)) {
+            return Ok(Inbound::Quic { source: Some(relay.source), datagram: inside });
+        }
+        let outer = Outer::parse(datagram_inside).ok_or(DropReason::Malformed)?;
+        self.data(Arrival { relayed: Some(relay.source), ..arrival }, &outer, buffer, inside, out, punt)
+    }
+
+    fn pass_on(
+        &self,
+        fib: &Fib,
+        next: ShortId,
+        relay: &Relay,
+        datagram: &[u8],
+        out: &mut impl Transmit,
+    ) -> Result<(), DropReason> {
+        let way = fib.slot(next).and_then(|slot| Way::to_neighbour(fib, slot)).ok_or(DropReason::NoNextHop)?;
+        if datagram.len() > way.datagram_max {
+            return Err(DropReason::TooBig);
+        }
+        let room = out.reserve(way.to, datagram.len()).ok_or(DropReason::SendFull)?;
+        let room = room.get_mut(..datagram.len()).ok_or(DropReason::SendFull)?;
+        room.copy_from_slice(datagram);
+        seal_relay(way.session, self.lane, relay, room)?;
+        out.commit();
+        self.counters.relayed.add(1);
+        Ok(())
+    }
+}
+
+/// Under what circumstances a datagram came.
+struct Arrival<'a> {
+    fib: &'a Fib,
+    tick: u32,
+    from: SocketAddr,
+    /// Who sent it, when it came by relays.
+    relayed: Option<ShortId>,
+}
+
+/// Whether any peer stands twice in a route, its start included.
+fn repeats(source: ShortId, hops: &[ShortId]) -> bool {
+    let mut rest = hops;
+    let mut one = source;
+    while !rest.contains(&one) {
+        let Some((first, others)) = rest.split_first() else { return false };
+        (one, rest) = (*first, others);
+    }
+    true
+}
+
+/// Whether a frame of `bytes` can be what its inner header says. The kernel would refuse it later, and the joiner relies on it.
+#[inline]
+fn agrees(inner: &Inner, bytes: usize) -> bool {
+    let offload = &inner.offload;
+    let checksum = usize::from(offload.csum_start) + usize::from(offload.csum_offset) + 2;
+    if inner.kind != InnerKind::Segment {
+        return bytes <= SUPERFRAME_MAX_BYTES && (!offload.needs_csum || checksum <= bytes);
+    }
+    let (header, size) = (usize::from(offload.header_len), usize::from(offload.gso_size));
+    let payload = bytes.saturating_sub(header);
+    let whole = header + usize::from(inner.index) * size + payload;
+    let last = inner.index + 1 == inner.count;
+    let sized = if last { payload > 0 && payload <= size } else { payload == size };
+    sized && whole <= SUPERFRAME_MAX_BYTES && offload.needs_csum && checksum <= header
+}
+
+#[cfg(test)]
+mod tests;

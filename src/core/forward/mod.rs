@@ -10,16 +10,23 @@
 pub mod inbound;
 pub mod join;
 pub mod outbound;
+pub mod packet;
+pub mod send;
+#[cfg(any(test, feature = "sim"))]
+pub mod testbed;
 
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use meshnet_proto::ShortId;
 use meshnet_proto::wire::data::{Inner, Offload};
+use meshnet_proto::{Mac, ShortId};
 
-use crate::counters::Counters;
-use crate::fdb::{Fdb, FdbCache};
+pub use self::packet::header_len;
+pub use self::send::{lane_node, seal_inner, wrap_relayed, wrap_route};
+
+use crate::counters::{Counters, DropReason};
+use crate::fdb::{Fdb, FdbCache, Learned, Owner};
 use crate::fib::PeerSlot;
 
 /// A batch of datagrams being filled.
@@ -79,6 +86,8 @@ pub enum Inbound {
         inner: Inner,
         /// The frame, or the segment's header template and payload.
         frame: Range<usize>,
+        /// Segments of one super-frame have the same, and frames that must keep their order.
+        flow: u64,
     },
     /// A QUIC datagram.
     Quic {
@@ -102,4 +111,52 @@ pub struct Forwarder {
     pub counters: Arc<Counters>,
     /// Number of the next super-frame.
     pub superframe: u16,
+    /// The last peer that a session was wanted with, and when: asked once a tick.
+    wanted: Option<(PeerSlot, u32)>,
+    /// The last peer seen at another address, and when: told once a tick.
+    roamed: Option<(PeerSlot, SocketAddr, u32)>,
 }
+
+impl Forwarder {
+    /// A forwarder for the thread that seals on `lane`.
+    pub fn new(lane: u8, fdb: Arc<Fdb>, counters: Arc<Counters>) -> Forwarder {
+        Forwarder { lane, fdb, cache: FdbCache::default(), counters, superframe: 0, wanted: None, roamed: None }
+    }
+
+    fn drop(&self, reason: DropReason) {
+        Counters::drop(&self.counters, reason);
+    }
+
+    /// Learns a frame's source; says why the frame must go no further.
+    #[inline]
+    fn learn(&mut self, source: Mac, owner: Owner, tick: u32) -> Result<(), DropReason> {
+        match self.fdb.learn(&mut self.cache, source, owner, tick) {
+            Learned::Known | Learned::Written | Learned::Full => Ok(()),
+            Learned::Damped => Err(DropReason::Damped),
+            Learned::Group => Err(DropReason::Malformed),
+        }
+    }
+
+    fn punt(&self, punt: &mut impl Punt, punted: Punted) {
+        if !punt.punt(punted) {
+            self.drop(DropReason::PuntFull);
+        }
+    }
+
+    /// Asks for a session; at most once a tick for the same peer in turn.
+    fn want_session(&mut self, slot: PeerSlot, tick: u32, punt: &mut impl Punt) {
+        if self.wanted != Some((slot, tick)) {
+            self.wanted = Some((slot, tick));
+            self.punt(punt, Punted::SessionWanted(slot));
+        }
+    }
+}
+
+/// Destination and source of a frame; `None` when it is shorter than an Ethernet header.
+#[inline]
+fn addresses(frame: &[u8]) -> Option<(Mac, Mac)> {
+    let &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, _, _] = frame.first_chunk::<ETHERNET_BYTES>()?;
+    Some((Mac([d0, d1, d2, d3, d4, d5]), Mac([s0, s1, s2, s3, s4, s5])))
+}
+
+const ETHERNET_BYTES: usize = 14;

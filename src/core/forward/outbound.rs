@@ -1,1 +1,225 @@
-//! To come.
+//! A frame from the TAP gives sealed datagrams.
+//!
+//! ```text
+//! frame ─▶ link-local? underlay? ─▶ learn source ─▶ destination ─┬─ here            drop
+//!                                                                ├─ a peer's        its path: direct, or wrapped for relays
+//!                                                                └─ group, unknown  a copy to each next hop of our flood tree
+//! ```
+//! A super-frame is cut on the boundaries of its segments: each datagram has the header template and one segment's payload, and is of use alone. Nothing in
+//! the template changes on the way; what differs from segment to segment is put right where they are joined or end alone ([`super::join`]).
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use meshnet_proto::limits::{FLOOD_HOPS_MAX, SUPERFRAME_MAX_BYTES};
+use meshnet_proto::wire::data::{FLOOD_BYTES, Flood, Gso, INNER_BYTES, Inner, InnerKind, Offload};
+
+use super::send::Way;
+use super::{Forwarder, Punt, Transmit, addresses, packet};
+use crate::counters::DropReason;
+use crate::fdb::Owner;
+use crate::fib::{Fib, PeerSlot};
+
+/// A frame as it is cut: the inner header of all its datagrams, the header template (empty for an ordinary frame), the payload.
+struct Cut<'a> {
+    inner: Inner,
+    template: &'a [u8],
+    payload: &'a [u8],
+    /// Payload bytes of each datagram but the last.
+    size: usize,
+}
+
+impl<'a> Cut<'a> {
+    /// `None` when the frame is not what `offload` says.
+    #[inline]
+    fn new(frame: &'a [u8], offload: &Offload, superframe: u16) -> Option<Cut<'a>> {
+        if frame.len() > SUPERFRAME_MAX_BYTES || offload.needs_csum && checksum_end(offload) > frame.len() {
+            return None;
+        }
+        if offload.gso == Gso::None {
+            let offload = Offload { header_len: 0, gso_size: 0, ecn: false, ..*offload };
+            let inner = Inner { offload, ..Inner::plain(InnerKind::Frame) };
+            return Some(Cut { inner, template: &[], payload: frame, size: frame.len() });
+        }
+        let mut offload = *offload;
+        if offload.header_len == 0 {
+            offload.header_len = packet::header_len(frame, offload.gso)?;
+        }
+        let header = usize::from(offload.header_len);
+        let size = usize::from(offload.gso_size);
+        let (template, payload) = frame.split_at_checked(header)?;
+        // A checksum over the whole super-frame cannot be that of a segment: the kernel always leaves it to be done, and so must whoever wrote this.
+        if header < super::ETHERNET_BYTES || size == 0 || payload.is_empty() || !offload.needs_csum {
+            return None;
+        }
+        let count = payload.len().div_ceil(size);
+        if checksum_end(&offload) > header || count > SEGMENTS_MAX {
+            return None;
+        }
+        let inner =
+            Inner { kind: InnerKind::Segment, flood: false, offload, superframe, index: 0, count: count as u16 };
+        Some(Cut { inner, template, payload, size })
+    }
+
+    fn count(&self) -> u64 {
+        u64::from(self.inner.count)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.count() * self.template.len() as u64 + self.payload.len() as u64
+    }
+}
+
+fn checksum_end(offload: &Offload) -> usize {
+    usize::from(offload.csum_start) + usize::from(offload.csum_offset) + 2
+}
+
+impl Forwarder {
+    /// Sends a frame or super-frame read from the TAP to where it belongs. Drops are counted here.
+    #[inline]
+    pub fn outbound(
+        &mut self,
+        fib: &Fib,
+        tick: u32,
+        offload: &Offload,
+        frame: &[u8],
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) {
+        if let Err(reason) = self.try_outbound(fib, tick, offload, frame, out, punt) {
+            self.drop(reason);
+        }
+    }
+
+    #[inline]
+    fn try_outbound(
+        &mut self,
+        fib: &Fib,
+        tick: u32,
+        offload: &Offload,
+        frame: &[u8],
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) -> Result<(), DropReason> {
+        let (destination, source) = addresses(frame).ok_or(DropReason::Malformed)?;
+        if destination.is_link_local_group() {
+            return Err(DropReason::LinkLocal);
+        }
+        if packet::is_underlay(frame, &fib.underlay, fib.underlay_port) {
+            return Err(DropReason::Underlay);
+        }
+        let cut = Cut::new(frame, offload, self.superframe).ok_or(DropReason::Malformed)?;
+        if offload.gso != Gso::None {
+            self.superframe = self.superframe.wrapping_add(1);
+        }
+        self.learn(source, Owner::Local, tick)?;
+        if destination.is_group() {
+            return self.flood(fib, &cut, out);
+        }
+        match self.fdb.lookup(&mut self.cache, destination, tick) {
+            Some(Owner::Peer(slot)) => self.unicast(fib, slot, tick, &cut, out, punt),
+            Some(Owner::Local) => Err(DropReason::Local),
+            None => self.flood(fib, &cut, out),
+        }
+    }
+
+    #[inline]
+    fn unicast(
+        &mut self,
+        fib: &Fib,
+        slot: PeerSlot,
+        tick: u32,
+        cut: &Cut<'_>,
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) -> Result<(), DropReason> {
+        let (way, peer) = match Way::to_peer(fib, slot) {
+            Ok(way) => way,
+            Err(none) => {
+                if let Some(wanted) = none.wanted {
+                    self.want_session(wanted, tick, punt);
+                }
+                return Err(none.why);
+            }
+        };
+        let (sent, bytes) = self.put_all(fib, &way, cut, None, out);
+        if sent > 0 {
+            self.counters.tx_frames.add(sent);
+            self.counters.tx_bytes.add(bytes);
+            let mark = if way.hop.is_some() { &peer.traffic.tx_relayed } else { &peer.traffic.tx_direct };
+            mark.fetch_add(sent, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// A copy to each next hop, numbered alike so that a receiver knows copies for what they are.
+    fn flood(&mut self, fib: &Fib, cut: &Cut<'_>, out: &mut impl Transmit) -> Result<(), DropReason> {
+        let hops = if fib.flood_all { &fib.neighbours } else { &fib.flood_out };
+        if hops.is_empty() {
+            // Alone: nobody to miss it.
+            return Ok(());
+        }
+        if !fib.own_flood.storm.take(i64::from(cut.inner.count)) {
+            fib.own_flood.exceeded.store(true, Relaxed);
+            return Err(DropReason::StormBudget);
+        }
+        let sequence = fib.own_flood.sequence.fetch_add(u32::from(cut.inner.count), Relaxed);
+        let first = Flood { origin: fib.me, incarnation: fib.incarnation, hops: FLOOD_HOPS_MAX, sequence };
+        let mut anywhere = false;
+        for slot in hops {
+            let Some(way) = Way::to_neighbour(fib, *slot) else {
+                self.drop(DropReason::NoNextHop);
+                continue;
+            };
+            let (sent, _) = self.put_all(fib, &way, cut, Some(first), out);
+            self.counters.flooded.add(sent);
+            anywhere |= sent > 0;
+        }
+        if anywhere {
+            self.counters.tx_frames.add(cut.count());
+            self.counters.tx_bytes.add(cut.bytes());
+        }
+        Ok(())
+    }
+
+    /// Seals all datagrams of a frame for one way; gives frames and bytes sent. The first that fails ends it, as the others would fail alike.
+    #[inline]
+    fn put_all(
+        &self,
+        fib: &Fib,
+        way: &Way<'_>,
+        cut: &Cut<'_>,
+        flood: Option<Flood>,
+        out: &mut impl Transmit,
+    ) -> (u64, u64) {
+        let mut head = [0; INNER_BYTES + FLOOD_BYTES];
+        let mut inner = Inner { flood: flood.is_some(), ..cut.inner };
+        let (mut sent, mut bytes) = (0, 0);
+        for piece in cut.payload.chunks(cut.size) {
+            let (first, second) = head.split_at_mut(INNER_BYTES);
+            first.copy_from_slice(&inner.emit());
+            let head_bytes = match flood {
+                None => INNER_BYTES,
+                Some(flood) => {
+                    let sequence = flood.sequence.wrapping_add(u32::from(inner.index));
+                    second.copy_from_slice(&Flood { sequence, ..flood }.emit());
+                    INNER_BYTES + FLOOD_BYTES
+                }
+            };
+            let head = head.get(..head_bytes).unwrap_or_default();
+            if let Err(reason) = way.put(fib.me, self.lane, [head, cut.template, piece], out) {
+                self.counters.drop_many(reason, cut.count() - sent);
+                break;
+            }
+            inner.index = inner.index.wrapping_add(1);
+            sent += 1;
+            bytes += (cut.template.len() + piece.len()) as u64;
+        }
+        (sent, bytes)
+    }
+}
+
+/// Segments of one super-frame: 64 KiB in the smallest that TCP is left with when every option is used.
+const SEGMENTS_MAX: usize = 2_048;
+
+#[cfg(test)]
+mod tests;

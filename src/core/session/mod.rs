@@ -9,7 +9,7 @@ pub mod window;
 
 use std::sync::Arc;
 
-pub use keys::{Cipher, RxKeys, SessionSecret, TxKeys};
+pub use keys::{Cipher, RxKeys, SessionKeys, SessionSecret, TxKeys};
 pub use window::ReplayWindow;
 
 /// Both directions between this peer and another.

@@ -1,0 +1,84 @@
+//! What a node is made from.
+
+use std::sync::Arc;
+
+use crate::identity::{Identity, Verifier, Verify};
+use crate::node::Saved;
+use crate::peer::path::Timing;
+use crate::session::{Cipher, rekey};
+
+/// Settings of a node. They do not change while it lives, but for those that [`crate::node::Input`] names.
+#[derive(Debug)]
+pub struct Config {
+    /// Its key pair.
+    pub identity: Identity,
+    /// Its name for people.
+    pub name: String,
+    /// Version of the program.
+    pub software: String,
+    /// Peers of other clusters part.
+    pub cluster: String,
+    /// Start counter: higher than at any start before, persisted.
+    pub incarnation: u64,
+    /// Drawn at this start.
+    pub instance: u64,
+    /// A cluster secret is in use; without one anybody may join, and the status says so.
+    pub secret: bool,
+    /// Peers to connect to by flag, environment or file: `host[:port]`.
+    pub targets: Vec<String>,
+    /// From the start before.
+    pub saved: Saved,
+    /// Also connect to peers that others tell of.
+    pub discovery: bool,
+    /// Direct links that are accepted.
+    pub max_links: usize,
+    /// Lanes of this peer; the last one is the node's own.
+    pub lanes: u8,
+    /// Best first.
+    pub ciphers: Vec<Cipher>,
+    /// The overlay's MTU here.
+    pub mtu: u16,
+    /// The UDP port of this peer.
+    pub port: u16,
+    /// How fast failures are found.
+    pub timing: Timing,
+    /// When sessions are keyed anew.
+    pub rekey: rekey::Limits,
+    /// Start of all that is drawn.
+    pub seed: [u8; 32],
+    /// Willing to relay for others.
+    pub relay: bool,
+    /// The check of signatures.
+    pub verify: Arc<dyn Verify>,
+}
+
+impl Config {
+    /// Defaults for a peer of this identity.
+    pub fn new(identity: Identity, name: impl Into<String>) -> Config {
+        Config {
+            identity,
+            name: name.into(),
+            software: env!("CARGO_PKG_VERSION").into(),
+            cluster: String::new(),
+            incarnation: 1,
+            instance: 1,
+            secret: true,
+            targets: Vec::new(),
+            saved: Saved::default(),
+            discovery: true,
+            max_links: 128,
+            lanes: 1,
+            ciphers: vec![Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305],
+            mtu: 1310,
+            port: PORT,
+            timing: Timing::DEFAULT,
+            rekey: rekey::Limits::default(),
+            seed: [0; 32],
+            relay: true,
+            verify: Arc::new(Verifier),
+        }
+    }
+}
+
+/// The port when none is given.
+pub const PORT: u16 = 6783;

@@ -1,0 +1,154 @@
+//! The peers of a node by slot, with what the frame path shares with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use meshnet_proto::{PeerId, limits};
+
+use crate::fib::{PeerSlot, StormBudget, Traffic};
+use crate::peer::path::{PeerPath, Sample, Timing};
+use crate::session::ReplayWindow;
+use crate::time::Time;
+
+/// One peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub id: PeerId,
+    pub path: PeerPath,
+    pub traffic: Arc<Traffic>,
+    pub flood_window: Arc<ReplayWindow>,
+    pub storm: Arc<StormBudget>,
+    /// Of its hello or record, the higher.
+    pub incarnation: u64,
+    /// First relays that were silent, and until when they are left out.
+    pub avoided: Vec<(PeerId, Time)>,
+    /// The first relay in use.
+    pub first: Option<PeerId>,
+    /// A frame for it waited for a session, or took relays, at this time.
+    pub wanted: Option<Time>,
+    /// Relayed datagrams sent when last looked at.
+    pub relayed_tx: u64,
+    /// Where its direct link led last: worth a dial when its record's addresses are not.
+    pub last_remote: Option<SocketAddr>,
+    /// When it was last reachable, for people.
+    pub seen: Option<Time>,
+}
+
+impl Peer {
+    pub fn sample(&self) -> Sample {
+        Sample {
+            tx_direct: self.traffic.tx_direct.load(Relaxed),
+            rx_direct: self.traffic.rx_direct.load(Relaxed),
+            tx_relayed: self.traffic.tx_relayed.load(Relaxed),
+            rx_relayed: self.traffic.rx_relayed.load(Relaxed),
+        }
+    }
+
+    /// It started anew: its floods count from zero again.
+    pub fn set_incarnation(&mut self, incarnation: u64) -> bool {
+        if incarnation <= self.incarnation {
+            return false;
+        }
+        self.incarnation = incarnation;
+        self.flood_window = Arc::default();
+        true
+    }
+}
+
+/// All peers. Slots are given once and kept.
+#[derive(Debug)]
+pub(super) struct Peers {
+    slots: Vec<Peer>,
+    by_id: BTreeMap<PeerId, PeerSlot>,
+    /// Those that need ticks.
+    pub active: BTreeSet<PeerSlot>,
+    timing: Timing,
+    seed: u64,
+}
+
+impl Peers {
+    pub fn new(timing: Timing, seed: u64) -> Peers {
+        Peers { slots: Vec::new(), by_id: BTreeMap::new(), active: BTreeSet::new(), timing, seed }
+    }
+
+    /// The slot of a peer, made when there is none; none when the mesh is too large.
+    pub fn slot_or_new(&mut self, id: PeerId) -> Option<PeerSlot> {
+        if let Some(slot) = self.by_id.get(&id) {
+            return Some(*slot);
+        }
+        if self.slots.len() >= limits::PEERS_MAX {
+            return None;
+        }
+        let slot = PeerSlot(self.slots.len() as u32);
+        self.by_id.insert(id, slot);
+        self.slots.push(Peer {
+            id,
+            path: PeerPath::new(self.timing, self.seed ^ id.short().0),
+            traffic: Arc::default(),
+            flood_window: Arc::default(),
+            storm: Arc::default(),
+            incarnation: 0,
+            avoided: Vec::new(),
+            first: None,
+            wanted: None,
+            relayed_tx: 0,
+            last_remote: None,
+            seen: None,
+        });
+        Some(slot)
+    }
+
+    pub fn slot(&self, id: &PeerId) -> Option<PeerSlot> {
+        self.by_id.get(id).copied()
+    }
+
+    pub fn get(&self, slot: PeerSlot) -> Option<&Peer> {
+        self.slots.get(slot.0 as usize)
+    }
+
+    pub fn get_mut(&mut self, slot: PeerSlot) -> Option<&mut Peer> {
+        self.slots.get_mut(slot.0 as usize)
+    }
+
+    pub fn of(&self, id: &PeerId) -> Option<&Peer> {
+        self.slot(id).and_then(|slot| self.get(slot))
+    }
+
+    pub fn of_mut(&mut self, id: &PeerId) -> Option<&mut Peer> {
+        self.slot(id).and_then(|slot| self.get_mut(slot))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (PeerSlot, &Peer)> {
+        self.slots.iter().enumerate().map(|(at, peer)| (PeerSlot(at as u32), peer))
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Keeps the list of those that need ticks.
+    pub fn note_active(&mut self, slot: PeerSlot) {
+        let idle = self.get(slot).is_none_or(|peer| peer.path.idle());
+        if idle {
+            self.active.remove(&slot);
+        } else {
+            self.active.insert(slot);
+        }
+    }
+
+    pub fn refill_storm(&self, tokens: i64, most: i64) {
+        for peer in &self.slots {
+            refill(&peer.storm, tokens, most);
+        }
+    }
+}
+
+/// Adds tokens up to the burst. Workers take some meanwhile; what is lost by that is a frame or two.
+pub(super) fn refill(budget: &StormBudget, tokens: i64, most: i64) {
+    let held = budget.tokens.load(Relaxed);
+    if held < most {
+        budget.tokens.fetch_add(tokens.min(most - held), Relaxed);
+    }
+}

@@ -1,0 +1,235 @@
+//! What a node says of itself: the parts of `meshnet_proto::api` that it knows. The shells add devices and counters of frames.
+
+use meshnet_proto::PeerId;
+use meshnet_proto::api::{self, LinkState};
+use meshnet_proto::wire::record::Record;
+
+use super::Node;
+use super::peers::Peer;
+use crate::fib::{Path, PeerSlot};
+use crate::gossip::GossipCounters;
+use crate::peer::link::{Link, Phase};
+use crate::peer::targets::Errand;
+use crate::session::Cipher;
+use crate::time::Time;
+use crate::topology::Topology;
+
+impl Node {
+    /// This peer.
+    pub fn status_me(&self, now: Time) -> api::Me {
+        api::Me {
+            id: self.me,
+            name: self.config.name.clone(),
+            software: self.config.software.clone(),
+            uptime_s: now.since(self.started).as_secs(),
+        }
+    }
+
+    /// Links that are up, and attempts at links.
+    pub fn status_links(&self, now: Time) -> Vec<api::Link> {
+        let up = self.links.iter().filter(|link| link.phase == Phase::Up && !link.relayed());
+        let mut links: Vec<api::Link> = up.map(|link| self.status_link(link)).collect();
+        for standing in self.dials.standings(now) {
+            let shown = match standing.errand {
+                Errand::Target(_) => true,
+                Errand::Peer(_) => standing.failures > 0 || standing.state == LinkState::Connecting,
+                Errand::Relayed(_) => false,
+            };
+            let linked = standing.peer.is_some_and(|peer| self.links.current(peer, false).is_some());
+            if !shown || linked || standing.state == LinkState::Established {
+                continue;
+            }
+            links.push(api::Link {
+                peer: standing.peer,
+                name: standing.peer.map(|peer| self.topology.display_name(&peer)).unwrap_or_default(),
+                address: standing.address,
+                state: standing.state,
+                transport: "udp".into(),
+                encrypted: false,
+                mtu: 0,
+                rtt_ms: 0.0,
+                outbound: true,
+                reason: standing.reason,
+                retry_s: standing.retry.map(|retry| retry.as_secs()),
+                cipher: String::new(),
+            });
+        }
+        links
+    }
+
+    fn status_link(&self, link: &Link) -> api::Link {
+        let peer = self.peers.of(&link.peer);
+        let session = peer.and_then(|peer| self.peers.slot(&peer.id)).and_then(|slot| self.sessions.of(slot));
+        let silent = peer.is_some_and(|peer| peer.path.usable().is_none());
+        api::Link {
+            peer: Some(link.peer),
+            name: self.name_of(link),
+            address: peer.and_then(|peer| peer.path.address()).unwrap_or(link.remote).to_string(),
+            state: LinkState::Established,
+            transport: "udp".into(),
+            encrypted: true,
+            mtu: u32::from(self.config.mtu),
+            rtt_ms: peer.map_or(0.0, rtt_ms),
+            outbound: link.outbound(),
+            reason: silent.then(|| "nothing comes back on the direct path: frames take another".to_owned()),
+            retry_s: None,
+            cipher: session.map(|held| cipher_name(held.session.cipher)).unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn name_of(&self, link: &Link) -> String {
+        match (&link.hello, self.topology.entry(&link.peer)) {
+            (Some(hello), None) => hello.name.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+            _ => self.topology.display_name(&link.peer),
+        }
+    }
+
+    /// All peers, this one included.
+    pub fn status_peers(&self, now: Time) -> Vec<api::Peer> {
+        let peer = |(id, entry): (&PeerId, &crate::topology::Entry)| {
+            let record = entry.record();
+            let route = self.routes.get(id);
+            let via = route.and_then(|route| route.best).filter(|way| !way.is_direct()).map(|way| way.first());
+            api::Peer {
+                id: *id,
+                name: self.topology.display_name(id),
+                reachable: *id == self.me || entry.reachable(),
+                hops: route.and_then(|route| route.hops).unwrap_or(0).into(),
+                via,
+                links: record.links.iter().filter_map(|link| self.topology.by_short(link.peer)).collect(),
+                software: clean(&record.software),
+                addresses: record.endpoints.clone(),
+                changed_s: now.since(entry.since).as_secs(),
+            }
+        };
+        self.topology.entries().map(peer).collect()
+    }
+
+    /// How frames travel to each peer.
+    pub fn status_routes(&self) -> Vec<api::Route> {
+        let known = self.peers.iter().filter(|(_, peer)| self.topology.entry(&peer.id).is_some() || !peer.path.idle());
+        let route = |(slot, peer): (PeerSlot, &Peer)| {
+            let (kind, address, relays) = match self.path_to(slot) {
+                Path::None => ("none", None, Vec::new()),
+                Path::Direct(address) => ("direct", Some(address), Vec::new()),
+                Path::Relayed { route, .. } => {
+                    let relays = route.hops().split_last().map(|(_, relays)| relays).unwrap_or_default();
+                    ("relayed", None, relays.iter().filter_map(|short| self.topology.by_short(*short)).collect())
+                }
+            };
+            api::Route {
+                peer: peer.id,
+                name: self.topology.display_name(&peer.id),
+                kind: kind.to_owned(),
+                address,
+                relays,
+                rtt_ms: rtt_ms(peer),
+                flood_to: self.routes.get(&peer.id).map(|route| route.flood_on.clone()).unwrap_or_default(),
+            }
+        };
+        known.map(route).collect()
+    }
+
+    /// The whole cluster as this peer sees it.
+    pub fn topology(&self) -> api::Topology {
+        let peer = |(id, entry): (&PeerId, &crate::topology::Entry)| api::TopologyPeer {
+            id: *id,
+            name: self.topology.display_name(id),
+            addresses: entry.record().endpoints.clone(),
+        };
+        let mut links = Vec::new();
+        for (from, id) in self.graph.ids.iter().enumerate() {
+            for edge in self.graph.edges(from as u32) {
+                let Some(other) = self.graph.id(edge.to).filter(|other| id < other) else { continue };
+                let rtt_ms = f64::from(edge.cost) / 100.0;
+                links.push(api::TopologyLink { a: *id, b: other, rtt_ms, transport: "udp".into() });
+            }
+        }
+        api::Topology { peers: self.topology.entries().map(peer).collect(), links }
+    }
+
+    /// The path of a frame to a peer, given by name or id. The shells turn addresses into peers before.
+    pub fn trace(&self, who: &str) -> Result<api::Trace, String> {
+        let id = self.find(who)?;
+        let name = |id: &PeerId| self.topology.display_name(id);
+        let mut trace = api::Trace {
+            to: who.to_owned(),
+            mac: None,
+            peer: id,
+            name: name(&id),
+            local: id == self.me,
+            hops: Vec::new(),
+            mtu: u32::from(self.config.mtu),
+            cipher: String::new(),
+        };
+        if trace.local {
+            return Ok(trace);
+        }
+        let slot = self.peers.slot(&id).ok_or_else(|| format!("{who} is not known yet"))?;
+        trace.cipher = self.sessions.of(slot).map(|held| cipher_name(held.session.cipher)).unwrap_or_default().to_owned();
+        let hops: Vec<PeerId> = match self.path_to(slot) {
+            Path::None => return Err(format!("{who} cannot be reached")),
+            Path::Direct(_) => vec![id],
+            Path::Relayed { route, .. } => route.hops().iter().filter_map(|short| self.topology.by_short(*short)).collect(),
+        };
+        let mut before = self.me;
+        for hop in hops {
+            let address = if before == self.me {
+                self.peers.of(&hop).and_then(|peer| peer.path.address())
+            } else {
+                self.topology.entry(&hop).and_then(|entry| entry.record().endpoints.first().copied())
+            };
+            let rtt_ms = link_rtt_ms(&self.topology, &before, &hop);
+            trace.hops.push(api::TraceHop { peer: hop, name: name(&hop), address, rtt_ms });
+            before = hop;
+        }
+        Ok(trace)
+    }
+
+    /// Of gossip, since the start.
+    pub fn gossip_counters(&self) -> GossipCounters {
+        self.gossip.counters()
+    }
+
+    /// The record that this peer tells.
+    pub fn record(&self) -> &Record {
+        self.origin.record()
+    }
+
+    /// All records, for names and addresses of peers.
+    pub fn records(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The peer that a slot of the snapshot stands for.
+    pub fn peer_at(&self, slot: PeerSlot) -> Option<PeerId> {
+        self.peers.get(slot).map(|peer| peer.id)
+    }
+
+    /// Direct links that are up.
+    pub fn link_count(&self) -> usize {
+        self.links.direct_count()
+    }
+}
+
+fn rtt_ms(peer: &Peer) -> f64 {
+    let direct = peer.path.usable().and(peer.path.rtt());
+    let rtt = direct.or(peer.path.rtt_relayed()).or(peer.path.rtt()).unwrap_or_default();
+    (rtt.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn link_rtt_ms(topology: &Topology, from: &PeerId, to: &PeerId) -> f64 {
+    let links = topology.entry(from).map(|entry| entry.record().links.as_slice()).unwrap_or_default();
+    links.iter().find(|link| link.peer == to.short()).map_or(0.0, |link| f64::from(link.cost) / 100.0)
+}
+
+fn cipher_name(cipher: Cipher) -> &'static str {
+    match cipher {
+        Cipher::Aes256Gcm => "AES-256-GCM",
+        Cipher::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+    }
+}
+
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}

@@ -1,0 +1,214 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::telemetry::VERSION;
+
+/// Asks and commands the local meshnet peer.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version = VERSION, max_term_width = 100)]
+pub struct Cli {
+    /// Control socket of meshd
+    #[arg(long, global = true, value_name = "PATH", env = "MESHCTL_SOCKET", default_value = SOCKET)]
+    pub socket: PathBuf,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// One screen: what is wrong and what to do, this peer, its links, the topology, addresses, data
+    Status(Status),
+    /// The whole cluster as this peer sees it
+    Topology(Topology),
+    /// The status screen, live; q ends it
+    Watch(Watch),
+    /// Everything, as JSON, for a bug report (no secrets in it)
+    Report(Json),
+    /// Connect to these peers, now and after restarts
+    Connect {
+        /// Where they are
+        #[arg(required = true, value_name = "HOST[:PORT]", value_parser = endpoint)]
+        addresses: Vec<String>,
+    },
+    /// Connect to these no longer, and not after restarts either
+    Forget {
+        /// As given to connect or --peer
+        #[arg(required = true, value_name = "HOST[:PORT]", value_parser = endpoint)]
+        addresses: Vec<String>,
+    },
+    /// Give a network namespace an interface on the bridge, and addresses
+    Attach {
+        /// Name, path or pid
+        #[arg(value_name = "NETNS", value_parser = word)]
+        namespace: String,
+        /// Addresses with prefix length, or auto
+        #[arg(value_name = "CIDR|auto", value_parser = cidr_or_auto)]
+        addresses: Vec<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Take addresses from a network namespace; all: the interface too
+    Detach {
+        /// Name, path or pid
+        #[arg(value_name = "NETNS", value_parser = word)]
+        namespace: String,
+        /// Addresses with prefix length; none means all
+        #[arg(value_name = "CIDR", value_parser = cidr)]
+        addresses: Vec<String>,
+    },
+    /// Give this host an address on the bridge
+    Expose {
+        /// Address with prefix length; absent: one from the address space
+        #[arg(value_name = "CIDR", value_parser = cidr_or_auto, default_value = "auto")]
+        address: String,
+    },
+    /// Take addresses from this host that expose gave it
+    Hide {
+        /// Address with prefix length; absent: all
+        #[arg(value_name = "CIDR", value_parser = cidr)]
+        address: Option<String>,
+    },
+    /// Probe a peer through the overlay's own path
+    Ping(Ping),
+    /// The path of a frame to an IP address, a MAC address or a peer
+    Trace {
+        /// Where to
+        #[arg(value_name = "ADDR|MAC|NAME", value_parser = word)]
+        to: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Make a cluster secret, for meshd --secret-file
+    Secret,
+    /// Completions for a shell, to be sourced by it
+    Completions {
+        /// Which
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Json {
+    /// Print JSON with stable keys
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON with stable keys
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub table: Option<Table>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Table {
+    /// Every peer that is known
+    Peers,
+    /// Links and attempts at links
+    Links,
+    /// The address space and who owns what
+    Ipam,
+    /// How frames travel to each peer
+    Routes,
+    /// Learned MAC addresses
+    Macs,
+    /// Addresses to connect to
+    Targets,
+}
+
+#[derive(Debug, Args)]
+pub struct Topology {
+    /// How to print it
+    #[arg(long, value_enum, default_value = "tree")]
+    pub format: Format,
+    /// Same as --format json
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Text, this peer at the root
+    Tree,
+    /// For graphviz
+    Dot,
+    /// For programs
+    Json,
+    /// A picture
+    Svg,
+}
+
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// End after this many screens
+    #[arg(long, short = 'n', value_name = "N", value_parser = times)]
+    pub count: Option<u64>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Debug, Args)]
+pub struct Ping {
+    /// Name, name~1a2b, id, or at least 4 digits of an id
+    #[arg(value_name = "NAME", value_parser = word)]
+    pub peer: String,
+    /// How many probes
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 4, value_parser = times)]
+    pub count: u64,
+    /// Seconds between probes
+    #[arg(long, short = 'i', value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    pub interval: Duration,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+fn word(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("it must not be empty".into()) } else { Ok(text.into()) }
+}
+
+/// Only what can be told here at once; meshd looks at the rest.
+fn endpoint(text: &str) -> Result<String, String> {
+    let text = word(text)?;
+    if text.contains([' ', '/', ',']) {
+        return Err("wanted: HOST or HOST:PORT, several of them separated by spaces".into());
+    }
+    if let Some((_, port)) = text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']')) {
+        let good = port.parse::<u16>().is_ok_and(|port| port > 0);
+        return if good { Ok(text) } else { Err("the port must be a number from 1 to 65535".into()) };
+    }
+    Ok(text)
+}
+
+fn cidr(text: &str) -> Result<String, String> {
+    let wrong = || "wanted: an address with prefix length, such as 10.32.0.1/12".to_owned();
+    if text.contains('/') {
+        text.parse::<ipnet::IpNet>().map(|_| text.into()).map_err(|_| wrong())
+    } else {
+        Err(wrong())
+    }
+}
+
+fn cidr_or_auto(text: &str) -> Result<String, String> {
+    if text == "auto" { Ok(text.into()) } else { cidr(text).map_err(|wrong| format!("{wrong}, or auto")) }
+}
+
+fn times(text: &str) -> Result<u64, String> {
+    let times = text.parse().ok().filter(|times| (1..=1_000_000).contains(times));
+    times.ok_or_else(|| "wanted: a number from 1 to 1000000".into())
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.01..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "wanted: seconds, from 0.01 to 3600".into())
+}
+
+const SOCKET: &str = "/run/meshnet/meshd.sock";

@@ -1,0 +1,104 @@
+//! TAP to underlay, one thread for each worker.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use meshnet_core::counters::{Counters, DropReason};
+use meshnet_core::fdb::Fdb;
+use meshnet_core::forward::Forwarder;
+
+use super::idle::Idle;
+use super::punts::Punter;
+use super::{NumberedQueue, Seat, Shared};
+use crate::sys::wake::sleep;
+use crate::tap::{READ_BYTES, ReadError};
+use crate::udp::SendBatch;
+
+/// The thread's state.
+pub(super) struct Outbound {
+    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+    forwarder: Forwarder,
+    send: SendBatch,
+    tap: Option<NumberedQueue>,
+    buffer: Box<[u8]>,
+}
+
+/// How a batch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Batch {
+    Some,
+    None,
+    TapLost,
+}
+
+impl Outbound {
+    pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, fdb: Arc<Fdb>, send: SendBatch) -> Outbound {
+        let forwarder = Forwarder::new(seat.lane(), fdb, Arc::clone(&seat.counters));
+        let buffer = vec![0; READ_BYTES].into_boxed_slice();
+        Outbound { shared, seat, forwarder, send, tap: None, buffer }
+    }
+
+    pub(super) fn run(mut self) {
+        self.seat.note_thread();
+        let mut idle = Idle::default();
+        while !self.shared.stopping() {
+            if let Some(tap) = self.seat.take_tap() {
+                self.tap = Some(tap);
+            }
+            match self.batch() {
+                Batch::Some => idle.found(),
+                Batch::None if idle.look_again() => (),
+                Batch::None => self.sleep(),
+                Batch::TapLost => {
+                    if let Some(lost) = self.tap.take() {
+                        self.shared.lose_tap(lost.number);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what waits in the TAP, [`BATCH_BYTES`] at most.
+    fn batch(&mut self) -> Batch {
+        let Some(tap) = &mut self.tap else { return Batch::None };
+        let fib = self.shared.fib.load();
+        let tick = self.shared.tick();
+        let mut punter = Punter::new(&self.shared.punts);
+        let (mut bytes, mut end) = (0, Batch::None);
+        while bytes < BATCH_BYTES {
+            match tap.queue.read(&mut self.buffer) {
+                Ok((offload, at)) => {
+                    bytes += at.len().max(FRAME_COST_BYTES);
+                    end = Batch::Some;
+                    let frame = &self.buffer[at];
+                    self.forwarder.outbound(&fib, tick, &offload, frame, &mut self.send, &mut punter);
+                }
+                Err(ReadError::Malformed) => {
+                    bytes += FRAME_COST_BYTES;
+                    Counters::drop(&self.seat.counters, DropReason::Malformed);
+                }
+                Err(ReadError::Empty) => break,
+                Err(ReadError::Lost) => {
+                    end = Batch::TapLost;
+                    break;
+                }
+            }
+        }
+        self.send.flush();
+        punter.wake();
+        end
+    }
+
+    fn sleep(&self) {
+        let fd = self.tap.as_ref().map(|tap| tap.queue.as_fd());
+        if sleep(fd, &self.seat.wake).is_ok_and(|woken| woken.called) {
+            self.seat.wake.reset();
+        }
+    }
+}
+
+/// Bytes of one batch: four super-frames, so that a new snapshot and the end of the process are never far.
+const BATCH_BYTES: usize = 4 * 65_536;
+/// What a frame counts at least: 256 small ones are a batch.
+const FRAME_COST_BYTES: usize = 1024;
