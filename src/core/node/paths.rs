@@ -133,9 +133,11 @@ impl Node {
     pub(super) fn on_probe(&mut self, now: Time, slot: PeerSlot, from: SocketAddr, relayed: bool, plaintext: &[u8]) {
         let Some(inner) = Inner::parse(plaintext) else { return };
         let Some(probe) = plaintext.get(INNER_BYTES..).and_then(Probe::parse) else { return };
-        let Some(id) = self.peers.get(slot).map(|peer| peer.id) else { return };
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let id = peer.id;
         match inner.kind {
             InnerKind::Probe => {
+                peer.questions += u64::from(!relayed);
                 let to = (!relayed).then_some(from);
                 self.seal_and_send(slot, InnerKind::ProbeReply, probe, to);
             }

@@ -20,6 +20,8 @@ pub(super) struct Peer {
     pub traffic: Arc<Traffic>,
     pub flood_window: Arc<ReplayWindow>,
     pub storm: Arc<StormBudget>,
+    /// Its probes that came on the direct path.
+    pub questions: u64,
     /// Of its hello or record, the higher.
     pub incarnation: u64,
     /// First relays that were silent, and until when they are left out.
@@ -43,6 +45,7 @@ impl Peer {
             rx_direct: self.traffic.rx_direct.load(Relaxed),
             tx_relayed: self.traffic.tx_relayed.load(Relaxed),
             rx_relayed: self.traffic.rx_relayed.load(Relaxed),
+            questions: self.questions,
         }
     }
 
@@ -89,6 +92,7 @@ impl Peers {
             traffic: Arc::default(),
             flood_window: Arc::default(),
             storm: Arc::default(),
+            questions: 0,
             incarnation: 0,
             avoided: Vec::new(),
             first: None,

@@ -47,6 +47,8 @@ pub struct Sample {
     pub tx_relayed: u64,
     /// Datagrams that came through relays.
     pub rx_relayed: u64,
+    /// Probes of the other end among `rx_direct`: they prove its direction only, not ours.
+    pub questions: u64,
 }
 
 /// State of the direct path.
@@ -60,6 +62,8 @@ pub enum Direct {
     Doubted {
         /// Probes sent in this state.
         sent: u8,
+        /// The other end has left the path already: decide quickly.
+        hinted: bool,
     },
     /// Silent: not used, probed for its return.
     Suspect,
@@ -116,9 +120,13 @@ pub struct PeerPath {
     address: Option<SocketAddr>,
     alive: bool,
     seen: Sample,
+    /// Datagrams on the direct path that may be answers. Never falls: a probe is counted as received before it is counted as a question.
+    answers: u64,
     heard: Time,
     /// First datagram on the direct path that had no answer yet.
     unanswered: Option<Time>,
+    /// First regular probe that had no reply yet.
+    asked: Option<Time>,
     next_probe: Time,
     missed: u8,
     rtt_direct: Option<Duration>,
@@ -155,8 +163,10 @@ impl PeerPath {
             address: None,
             alive: false,
             seen: Sample::default(),
+            answers: 0,
             heard: Time::ZERO,
             unanswered: None,
+            asked: None,
             next_probe: Time::NEVER,
             missed: 0,
             rtt_direct: None,
@@ -217,6 +227,7 @@ impl PeerPath {
         self.direct = Direct::Good;
         self.heard = now;
         self.unanswered = None;
+        self.asked = None;
         self.missed = 0;
         self.next_probe = now;
         out.push(Action::Choose);
@@ -293,26 +304,25 @@ impl PeerPath {
         }
         smooth(&mut self.rtt_direct, rtt);
         self.measured = now;
+        self.unanswered = None;
+        self.asked = None;
+        match self.direct {
+            Direct::Doubted { .. } => self.direct = Direct::Good,
+            Direct::Suspect => self.direct = Direct::Returning { since: now },
+            Direct::Absent | Direct::Good | Direct::Returning { .. } => {}
+        }
         self.on_heard(now);
         Answer::Direct(rtt)
     }
 
+    /// Something genuine came on the direct path: the other end's direction works.
     fn on_heard(&mut self, now: Time) {
         self.heard = now;
         self.missed = 0;
-        self.unanswered = None;
-        match self.direct {
-            Direct::Doubted { .. } => {
-                self.direct = Direct::Good;
-                self.next_probe = now + self.timing.probe;
-            }
-            Direct::Suspect => self.direct = Direct::Returning { since: now },
-            // One question each second is enough for both ends: who was asked does not ask, but for the round trip now and then.
-            Direct::Good if self.rtt_direct.is_some() => {
-                let fresh = (self.measured + MEASURE_AFTER).max(now);
-                self.next_probe = self.next_probe.max((now + self.timing.probe).min(fresh));
-            }
-            Direct::Absent | Direct::Good | Direct::Returning { .. } => {}
+        // One question each second is enough for both ends: who was asked does not ask, but for the round trip now and then.
+        if self.direct == Direct::Good && self.asked.is_none() && self.rtt_direct.is_some() {
+            let fresh = (self.measured + MEASURE_AFTER).max(now);
+            self.next_probe = self.next_probe.max((now + self.timing.probe).min(fresh));
         }
     }
 
@@ -320,31 +330,41 @@ impl PeerPath {
     pub fn on_tick(&mut self, now: Time, sample: Sample, out: &mut Vec<Action>) {
         let before = std::mem::replace(&mut self.seen, sample);
         if self.direct != Direct::Absent {
+            let answers = self.answers.max(sample.rx_direct.saturating_sub(sample.questions));
+            let answered = answers != std::mem::replace(&mut self.answers, answers);
+            if answered {
+                self.unanswered = None;
+            }
+            if sample.tx_direct != before.tx_direct {
+                // When an answer came in the same tick, the order is unknown: it may have been the last that ever comes.
+                self.unanswered.get_or_insert(now);
+                if self.direct == Direct::Good && now.since(self.measured) >= self.timing.probe {
+                    self.next_probe = self.next_probe.min(now);
+                }
+            }
             if sample.rx_direct != before.rx_direct {
                 self.on_heard(now);
             }
-            if sample.tx_direct != before.tx_direct {
-                // When something came in the same tick, the order is unknown: it may have been the last that ever comes.
-                self.unanswered.get_or_insert(now);
-            }
-            let hint = sample.rx_relayed != before.rx_relayed;
+            let hint = sample.rx_relayed != before.rx_relayed && !answered && now.since(self.measured) >= HINT_AFTER;
             self.tick_direct(now, hint, out);
         }
         self.tick_relayed(now, sample.rx_relayed != before.rx_relayed, out);
     }
 
-    fn tick_direct(&mut self, now: Time, other_end_moved: bool, out: &mut Vec<Action>) {
+    fn tick_direct(&mut self, now: Time, hinted: bool, out: &mut Vec<Action>) {
         match self.direct {
             Direct::Absent => return,
             Direct::Good => {
-                let silent = self.unanswered.is_some_and(|since| other_end_moved || now.since(since) >= self.silence());
-                if silent {
-                    self.direct = Direct::Doubted { sent: 0 };
+                let silence = |since: Option<Time>| since.is_some_and(|since| now.since(since) >= self.silence());
+                // Frames go out, and the question that went with them had no reply: the other end may be heard and yet hear nothing.
+                let unheard = self.unanswered.is_some() && silence(self.asked);
+                if hinted || silence(self.unanswered) || unheard {
+                    self.direct = Direct::Doubted { sent: 0, hinted };
                     self.next_probe = now;
                 }
             }
             Direct::Doubted { .. } | Direct::Suspect => {}
-            Direct::Returning { .. } if now.since(self.heard) > RETURN_PROBE * 2 + self.rtt_or_zero() => {
+            Direct::Returning { .. } if now.since(self.measured) > RETURN_PROBE * 2 + self.rtt_or_zero() => {
                 self.direct = Direct::Suspect;
             }
             Direct::Returning { since } if now.since(since) >= RETURN_AFTER => self.on_returned(now, out),
@@ -366,6 +386,7 @@ impl PeerPath {
     fn on_returned(&mut self, now: Time, out: &mut Vec<Action>) {
         self.direct = Direct::Good;
         self.unanswered = None;
+        self.asked = None;
         self.next_probe = now + self.timing.probe;
         out.push(Action::Choose);
         if !self.alive {
@@ -377,16 +398,20 @@ impl PeerPath {
     fn on_probe_due(&mut self, now: Time, out: &mut Vec<Action>) {
         let interval = match self.direct {
             Direct::Absent => return,
-            Direct::Good => self.timing.probe,
-            Direct::Doubted { sent } if sent >= DOUBT_PROBES => {
+            Direct::Good => {
+                self.asked.get_or_insert(now);
+                self.timing.probe
+            }
+            Direct::Doubted { sent, .. } if sent >= DOUBT_PROBES => {
                 self.direct = Direct::Suspect;
                 out.push(Action::Choose);
                 RETURN_PROBE
             }
-            Direct::Doubted { sent } => {
-                self.direct = Direct::Doubted { sent: sent + 1 };
+            Direct::Doubted { sent, hinted } => {
+                self.direct = Direct::Doubted { sent: sent + 1, hinted };
+                let interval = if hinted { DOUBT_PROBE_HINTED } else { DOUBT_PROBE };
                 // The last one gets a whole round trip before it counts as unanswered.
-                if sent + 1 == DOUBT_PROBES { DOUBT_PROBE.max(self.rtt_or_zero() * 3 / 2) } else { DOUBT_PROBE }
+                if sent + 1 == DOUBT_PROBES { interval.max(self.rtt_or_zero() * 3 / 2) } else { interval }
             }
             Direct::Suspect | Direct::Returning { .. } => RETURN_PROBE,
         };
@@ -437,7 +462,7 @@ impl PeerPath {
     pub fn deadline(&self) -> Time {
         match self.direct {
             Direct::Doubted { .. } => self.next_probe,
-            Direct::Good => self.unanswered.map_or(Time::NEVER, |since| since + self.silence()),
+            Direct::Good => self.unanswered.map_or(Time::NEVER, |since| self.asked.unwrap_or(since).min(since) + self.silence()),
             Direct::Absent | Direct::Suspect | Direct::Returning { .. } => Time::NEVER,
         }
     }
@@ -462,6 +487,10 @@ pub const TICK: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_millis(250);
 /// Between the quick probes of a doubted path.
 const DOUBT_PROBE: Duration = Duration::from_millis(100);
+/// The same when frames of the other end come by relays all at once: it has asked and had no answer.
+const DOUBT_PROBE_HINTED: Duration = Duration::from_millis(30);
+/// A path that answered so lately is not doubted because the other end uses relays: it may find them shorter.
+const HINT_AFTER: Duration = Duration::from_millis(500);
 /// Quick probes before a path is left: at 5 % loss one false alarm in 10,000 doubts.
 const DOUBT_PROBES: u8 = 3;
 /// Between probes of a path that is left or comes back.
