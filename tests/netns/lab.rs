@@ -174,8 +174,13 @@ impl Lab {
 
     /// The same without the secret.
     pub fn meshd_bare(&self, host: &Host, arguments: &[&str]) -> Meshd {
+        self.meshd_at(host, &self.dir.join(format!("{}.sock", host.name)), arguments)
+    }
+
+    /// The same with a control socket elsewhere: for a second one on the same host.
+    pub fn meshd_at(&self, host: &Host, socket: &Path, arguments: &[&str]) -> Meshd {
         let state = self.dir.join(format!("{}.state", host.name));
-        let socket = self.dir.join(format!("{}.sock", host.name));
+        let socket = socket.to_owned();
         let log = self.dir.join(format!("{}.log", host.name));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("log file");
         let child = Command::new("ip")
@@ -251,6 +256,22 @@ impl Host {
         let child =
             self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ip netns exec");
         Background(child)
+    }
+
+    /// Captures what passes an interface into a file, from now until it is stopped.
+    pub fn capture(&self, device: &str, file: &str, filter: &str) -> Background {
+        let tcpdump = ["tcpdump", "-Z", "root", "--immediate-mode", "-i", device, "-s", "0", "-U", "-w", file, filter];
+        let mut capture = self.spawn(&tcpdump);
+        // It says when it listens.
+        let mut said = Vec::new();
+        let mut byte = [0];
+        while !said.ends_with(b"listening on") {
+            let read = capture.0.stderr.as_mut().map(|stderr| stderr.read(&mut byte));
+            assert!(matches!(read, Some(Ok(1))), "tcpdump: {}", String::from_utf8_lossy(&said));
+            said.push(byte[0]);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        capture
     }
 
     /// Whether one ping of at most a second comes back.
