@@ -123,7 +123,8 @@ impl Node {
                 && now.since(since) > UNREACHABLE_AFTER
             {
                 let ago = now.since(since).as_secs();
-                add(format!("{name} cannot be reached, for {ago} s"), "if it is gone for good, nothing; else check that meshd runs there and the network between");
+                let remedy = "if it is gone for good, nothing; else check that meshd runs there and the network between";
+                add(format!("{name} cannot be reached, for {ago} s"), remedy);
                 continue;
             }
             if record.mtu != self.config.mtu && entry.reachable() {
