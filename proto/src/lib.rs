@@ -3,7 +3,8 @@
 //! `SPEC.md` beside this crate is the description that other implementations would need; it changes in the same commit as this code.
 //!
 //! * [`id`]: peer ids, MAC addresses.
-//! * [`wire::data`]: headers of datagrams, as checked views over bytes. [`wire::control`]: messages on a link. [`wire::record`]: what a peer floods about itself.
+//! * [`wire::data`]: headers of datagrams, as checked views over bytes. [`wire::control`]: messages on a link. [`wire::record`]: what a peer floods
+//!   about itself.
 //! * [`api`]: what `meshctl` and `meshd` say to each other over the control socket.
 //! * [`limits`]: the largest of everything.
 //! * [`codec`]: the one place that knows the encoding of control messages.

@@ -1,7 +1,8 @@
 //! The cluster secret: what every peer of a cluster holds, and nobody else.
 //!
-//! One line of text. `meshctl secret` makes it ([`crate::ctl::secret::make`]): `mesh1-`, 64 hex digits (32 random bytes), 8 hex digits of their SHA-256, so that a copy that
-//! lost its end is noticed. Any other text of at least [`FREE_TEXT_MIN`] characters serves as well. White space around it does not count.
+//! One line of text. `meshctl secret` makes it ([`crate::ctl::secret::make`]): `mesh1-`, 64 hex digits (32 random bytes), 8 hex digits of their
+//! SHA-256, so that a copy that lost its end is noticed. Any other text of at least [`FREE_TEXT_MIN`] characters serves as well. White space around it
+//! does not count.
 //! It yields the seed of the cluster's authority by HKDF (RFC 5869); it deliberately never appears in logs, errors or `Debug`.
 
 use std::fmt;

@@ -475,7 +475,8 @@ fn server_config(tls: Arc<quinn::crypto::rustls::QuicServerConfig>, transport: A
 
 /// Label of the keys that a link gives its session.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-meshnet-session-v1";
-/// Events that wait for the driver. Most are some 100 bytes; at worst, all of them the longest messages, 64 MB. A driver behind by as many gains nothing by more.
+/// Events that wait for the driver. Most are some 100 bytes; at worst, all of them the longest messages, 64 MB. A driver behind by as many gains
+/// nothing by more.
 const EVENTS: usize = 256;
 /// Links at most: four times the peers of the design size. The node keeps far fewer; this bounds what a holder of the secret can make us hold.
 const LINKS_MAX: usize = 4096;

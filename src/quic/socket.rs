@@ -1,7 +1,8 @@
 //! The socket that quinn sees: a bounded inbox that the threads of the data plane fill, and a sender of datagrams that they own.
 //!
-//! Sealed data and QUIC share one UDP port, so the data plane reads the socket and passes QUIC's datagrams on by [`Inbox::push`]. Peers that are reached through
-//! relays have a virtual address ([`virtual_address`]): what QUIC sends there leaves by [`DatagramIo::send_relayed`], and what comes back is pushed as from there.
+//! Sealed data and QUIC share one UDP port, so the data plane reads the socket and passes QUIC's datagrams on by [`Inbox::push`]. Peers that are reached
+//! through relays have a virtual address ([`virtual_address`]): what QUIC sends there leaves by [`DatagramIo::send_relayed`], and what comes back is pushed
+//! as from there.
 //! quinn sees IPv6 only; IPv4 addresses are mapped at this border, both ways.
 
 use std::fmt;

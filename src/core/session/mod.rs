@@ -1,7 +1,8 @@
 //! Sessions: what two peers share to seal datagrams for each other.
 //!
 //! Keys come from the TLS exporter (RFC 8446, 7.5) of a QUIC connection between the two ends: one key for each direction, epoch and lane, so that
-//! threads share neither counters nor windows. A [`Session`] is immutable but for those counters and windows; rekeying makes a new one that shares the live keys.
+//! threads share neither counters nor windows. A [`Session`] is immutable but for those counters and windows; rekeying makes a new one that shares
+//! the live keys.
 
 pub mod keys;
 pub mod rekey;
