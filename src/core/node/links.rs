@@ -188,7 +188,7 @@ impl Node {
             match merge {
                 Merge::Own { version, instance } => self.origin.handle_own_copy(now, version, instance),
                 Merge::New => self.on_record(now, peer, true, true),
-                Merge::Updated(changes) => self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph()),
+                Merge::Updated(changes) => self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph() || changes.costs),
                 Merge::Same | Merge::Stale | Merge::Refused(_) => {}
             }
         }

@@ -14,7 +14,13 @@ fn large(seed: u64, count: u32) -> (Sim, Vec<HostId>) {
     let roster: BTreeSet<PeerId> = ids.iter().copied().collect();
     let by_id: BTreeMap<PeerId, HostId> = ids.iter().copied().zip(hosts.iter().copied()).collect();
     for (host, config) in configs.iter_mut().enumerate() {
-        let chosen = select_neighbours(ids[host], &roster, &BTreeMap::new(), &BTreeSet::new());
+        let mut chosen = select_neighbours(ids[host], &roster, &BTreeMap::new(), &BTreeSet::new());
+        // Half of what it would choose: the others choose it.
+        while chosen.len() > 4 {
+            chosen.pop_first();
+        }
+        let next = roster.range((std::ops::Bound::Excluded(ids[host]), std::ops::Bound::Unbounded)).next();
+        chosen.extend(next.or_else(|| roster.first()));
         config.saved.known = chosen.iter().map(|id| (*id, vec![sim.net.address(by_id[id])])).collect();
     }
     for (host, config) in hosts.iter().zip(configs) {
