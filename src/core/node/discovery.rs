@@ -319,12 +319,14 @@ impl Node {
             .filter_map(|slot| self.peers.get(*slot))
             .filter_map(|peer| Some((peer.id, peer.path.rtt()?)))
             .collect();
-        let mut wanted = select_neighbours(self.me, &live, &rtts, &current);
+        // Almost alone: whoever is known from before may help.
+        let roster = if live.len() < DEGREE { &all } else { &live };
+        let mut wanted = select_neighbours(self.me, roster, &rtts, &current);
         // A link counts for both ends: who has enough by the choice of others dials only its neighbours in order, which hold the mesh together.
         let linked = |peer: &PeerId| self.links.current(*peer, false).is_some();
-        let mut room = DEGREE.saturating_sub(self.links.direct_count());
+        let mut room = DEGREE.saturating_sub(self.links.direct_count()).min(DIALS_AT_ONCE);
         wanted.retain(|peer| {
-            let keep = linked(peer) || in_order(self.me, &live, peer) || room > 0;
+            let keep = linked(peer) || in_order(self.me, roster, peer) || room > 0;
             room = room.saturating_sub(usize::from(!linked(peer)));
             keep
         });
@@ -335,9 +337,6 @@ impl Node {
             self.discovery.next_stray = now + STRAY_EVERY.mul_f64(self.rng.random_range(0.5..1.5));
         }
         wanted.extend(self.discovery.stray);
-        if live.is_empty() {
-            wanted.extend(all.iter().take(STRANDED_DIALS));
-        }
         wanted
     }
 
@@ -421,8 +420,8 @@ const SEEK_EVERY: Duration = Duration::from_secs(5);
 const STRAY_EVERY: Duration = Duration::from_secs(10);
 /// The higher id gives the lower one this long.
 const HIGHER_WAITS: Duration = Duration::from_secs(1);
-/// Known peers dialled at a time by a peer without any link in a large mesh.
-const STRANDED_DIALS: usize = 8;
+/// New neighbours dialled at a time in a large mesh: meanwhile others dial us, and those count too.
+const DIALS_AT_ONCE: usize = 2;
 /// A relayed link stays this long beside a direct one that proved itself.
 const SPARE_AFTER: Duration = Duration::from_secs(10);
 /// Direct links that a peer of a large mesh makes, those that others made to it counted.

@@ -14,13 +14,10 @@ fn large(seed: u64, count: u32) -> (Sim, Vec<HostId>) {
     let roster: BTreeSet<PeerId> = ids.iter().copied().collect();
     let by_id: BTreeMap<PeerId, HostId> = ids.iter().copied().zip(hosts.iter().copied()).collect();
     for (host, config) in configs.iter_mut().enumerate() {
+        // What it kept of its last life: its neighbours, and some others.
         let mut chosen = select_neighbours(ids[host], &roster, &BTreeMap::new(), &BTreeSet::new());
-        // Half of what it would choose: the others choose it.
-        while chosen.len() > 4 {
-            chosen.pop_first();
-        }
-        let next = roster.range((std::ops::Bound::Excluded(ids[host]), std::ops::Bound::Unbounded)).next();
-        chosen.extend(next.or_else(|| roster.first()));
+        let others = (0..KNOWN).map(|_| ids[sim.rng.random_range(0..ids.len())]).filter(|id| *id != ids[host]);
+        chosen.extend(others);
         config.saved.known = chosen.iter().map(|id| (*id, vec![sim.net.address(by_id[id])])).collect();
     }
     for (host, config) in hosts.iter().zip(configs) {
@@ -28,6 +25,9 @@ fn large(seed: u64, count: u32) -> (Sim, Vec<HostId>) {
     }
     (sim, hosts)
 }
+
+/// Peers that each knows from before.
+const KNOWN: usize = 60;
 
 fn everybody_knows(sim: &Sim, hosts: &[HostId], count: usize) -> bool {
     hosts.iter().all(|host| {
@@ -60,9 +60,12 @@ fn figures(count: u32) {
     assert!(told <= Duration::from_secs(1), "{told:?}");
 
     let before: Vec<u64> = hosts.iter().map(|host| sim.hosts[*host].sent_bytes).collect();
+    let bm = sim.metrics;
     sim.run(Duration::from_secs(10));
     let mut rates: Vec<u64> = hosts.iter().zip(&before).map(|(host, b)| (sim.hosts[*host].sent_bytes - b) / 10).collect();
     rates.sort_unstable();
+    println!("DBG dgrams {} bytes {} msgs {} bytes {}", sim.metrics.datagrams - bm.datagrams, sim.metrics.datagram_bytes - bm.datagram_bytes, sim.metrics.messages - bm.messages, sim.metrics.message_bytes - bm.message_bytes);
+    println!("DBG direct {:?}", (0..n).map(|h| sim.hosts[h].fib.neighbours.len()).collect::<Vec<_>>());
     let mean = rates.iter().sum::<u64>() / n as u64;
     println!("idle: {mean} bytes/s each, at most {}; {:?}", rates[n - 1], took());
     assert!(mean < 1000, "{mean} bytes/s");
