@@ -194,7 +194,7 @@ impl Node {
                 Merge::Own { version, instance } => self.origin.handle_own_copy(now, version, instance),
                 Merge::New => self.on_record(now, peer, true, true),
                 Merge::Updated(changes) => {
-                    self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph())
+                    self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph() || changes.costs)
                 }
                 Merge::Same | Merge::Stale | Merge::Refused(_) => {}
             }
@@ -264,7 +264,6 @@ impl Node {
             LinkEnd::Remote(Some(reason)) => (DialError::Closed(reason), Some(reason)),
             LinkEnd::Remote(None) => (DialError::Other("the other end closed it".into()), None),
             LinkEnd::Timeout => (DialError::Timeout, None),
-            LinkEnd::Secret => (DialError::Secret, None),
             LinkEnd::Other(words) => (DialError::Other(words), None),
         };
         if let Some(link) = self.links.get(id) {
