@@ -264,6 +264,7 @@ impl Node {
             LinkEnd::Remote(Some(reason)) => (DialError::Closed(reason), Some(reason)),
             LinkEnd::Remote(None) => (DialError::Other("the other end closed it".into()), None),
             LinkEnd::Timeout => (DialError::Timeout, None),
+            LinkEnd::Secret => (DialError::Secret, None),
             LinkEnd::Other(words) => (DialError::Other(words), None),
         };
         if let Some(link) = self.links.get(id) {
