@@ -164,7 +164,9 @@ impl Net {
         let copies = if duplicate > 0.0 && rng.random_bool(duplicate) { 2 } else { 1 };
         let lost = |rng: &mut StdRng| loss > 0.0 && rng.random_bool(loss);
         (0..copies)
-            .filter_map(|_| (!lost(rng)).then(|| self.delay(from, to) + jitter.mul_f64(rng.random::<f64>())))
+            .filter_map(
+                |_| if lost(rng) { None } else { Some(self.delay(from, to) + jitter.mul_f64(rng.random::<f64>())) },
+            )
             .collect()
     }
 }
