@@ -44,8 +44,8 @@ fn figures(count: u32) {
     let joined = sim.run_until(Duration::from_secs(60), |sim| everybody_knows(sim, &hosts, n)).expect("all know all");
     let links: usize = hosts.iter().map(|host| sim.hosts[*host].node.as_ref().unwrap().link_count()).sum();
     println!("{count}: all started at once know all after {joined:?}, {} links each, {:?}; {:?}", links / n, sim.metrics, took());
-    sim.run(Duration::from_secs(30));
-    println!("settled; {:?}", took());
+    sim.run(Duration::from_secs(90));
+    println!("settled; {:?}, {} snapshots each, {:?}", took(), sim.hosts.iter().map(|h| h.published).sum::<u64>() / n as u64, sim.metrics);
 
     // One change, known to all.
     sim.input(hosts[n / 2], Input::Mtu(1200));
@@ -60,12 +60,9 @@ fn figures(count: u32) {
     assert!(told <= Duration::from_secs(1), "{told:?}");
 
     let before: Vec<u64> = hosts.iter().map(|host| sim.hosts[*host].sent_bytes).collect();
-    let bm = sim.metrics;
     sim.run(Duration::from_secs(10));
     let mut rates: Vec<u64> = hosts.iter().zip(&before).map(|(host, b)| (sim.hosts[*host].sent_bytes - b) / 10).collect();
     rates.sort_unstable();
-    println!("DBG dgrams {} bytes {} msgs {} bytes {}", sim.metrics.datagrams - bm.datagrams, sim.metrics.datagram_bytes - bm.datagram_bytes, sim.metrics.messages - bm.messages, sim.metrics.message_bytes - bm.message_bytes);
-    println!("DBG direct {:?}", (0..n).map(|h| sim.hosts[h].fib.neighbours.len()).collect::<Vec<_>>());
     let mean = rates.iter().sum::<u64>() / n as u64;
     println!("idle: {mean} bytes/s each, at most {}; {:?}", rates[n - 1], took());
     assert!(mean < 1000, "{mean} bytes/s");
@@ -91,9 +88,4 @@ fn figures(count: u32) {
 #[test]
 fn a_hundred_peers() {
     figures(100);
-}
-
-#[test]
-fn a_thousand_peers() {
-    figures(1000);
 }
