@@ -12,6 +12,7 @@
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, reason = "a simulation that goes wrong must say so by a panic")]
 
 mod conn;
+pub mod figures;
 mod host;
 mod net;
 #[cfg(test)]
