@@ -65,6 +65,11 @@ fn a_lookup_does_not_hide_that_a_refresh_is_due() {
         fdb.learn(&mut cache, A, P1, tick);
         assert!(fdb.entries()[0].refreshed + REFRESH_S > tick);
     }
+    let (fdb, mut other) = (Fdb::default(), FdbCache::default());
+    fdb.learn(&mut cache, A, P1, 0);
+    fdb.lookup(&mut other, A, REFRESH_S - 1);
+    fdb.learn(&mut other, A, P1, REFRESH_S);
+    assert_eq!(fdb.entries()[0].refreshed, REFRESH_S, "the lookup of a tick before is no use");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Contiguous segments that come within one receive batch become one delivery: the header template of the first, and the payload of each, where they lie in the
 //! buffer. All of them: the template is as it was read. A run (others are missing, or were delivered before): lengths, sequence number, flags and partial
-//! checksum are put right ([`super::packet::retarget`]). One alone becomes an ordinary frame.
+//! checksum are put right (`packet::retarget`). One alone becomes an ordinary frame.
 //!
 //! ```text
 //! buffer   [.. template │ payload 4 ..][.. template │ payload 5 ..][.. template │ payload 6 ..]

@@ -1,4 +1,4 @@
-//! The frame path, pure: one frame or datagram and one [`Fib`] give bytes to send, frames to deliver, or a drop with its reason.
+//! The frame path, pure: one frame or datagram and one [`Fib`](crate::fib::Fib) give bytes to send, frames to deliver, or a drop with its reason.
 //!
 //! ```text
 //! TAP ──▶ outbound: classify, learn source ──▶ path ──▶ cut and seal into the send batch (Transmit) ──▶ UDP

@@ -200,7 +200,8 @@ fn by_relays_it_is_sealed_for_the_destination_and_tagged_for_the_first_hop() {
 #[test]
 fn without_a_way() {
     let frame = frame(mac(1, 1), mac(0, 1), b"x");
-    let cases: [(&str, fn(&mut Testbed), DropReason, Vec<Punted>); 5] = [
+    type Case = (&'static str, fn(&mut Testbed), DropReason, Vec<Punted>);
+    let cases: [Case; 5] = [
         ("no path", |bed| bed.peer_mut(0, 1).unwrap().path = Path::None, DropReason::NoRoute, vec![]),
         ("no peer", |bed| bed.fibs[0].peers[1] = None, DropReason::NoRoute, vec![]),
         (
