@@ -193,7 +193,9 @@ fn partition_and_heal() {
         for peer in &peers {
             peer.await_status("half is gone", 15 * SECOND, |status| lab::reachable(status) == 2);
         }
-        peers[0].await_status("the loss is a problem", 15 * SECOND, |status| status["problems"].to_string().contains("reach"));
+        peers[0].await_status("the loss is a problem", 15 * SECOND, |status| {
+            status["problems"].to_string().contains("reach")
+        });
         switch.host().run(&["nft", "delete table bridge cut"]);
         for peer in &peers {
             peer.await_peers(4, 40 * SECOND);

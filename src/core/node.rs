@@ -282,6 +282,10 @@ impl Node {
         if let Some(record) = self.origin.poll(now) {
             match self.config.identity.sign_record(&record) {
                 Ok(admitted) => {
+                    let told = self.topology.entry(&self.me).map(|entry| &entry.record().links);
+                    if told != Some(&record.links) {
+                        self.publisher.flood_everywhere(now);
+                    }
                     self.topology.merge_own(now, admitted);
                     self.gossip.on_merged(None, self.me);
                 }

@@ -321,7 +321,7 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         peers: texts.many("peer", str::parse)?,
         listen,
         advertise: texts.many("advertise", |text| value::advertised(text, listen.port()))?,
-        secret_file: secret(&texts)?,
+        secret_file: None,
         bridge: texts.one("bridge", value::interface)?.unwrap_or_else(|| "mesh0".into()),
         ipam_range: ipam_range.unwrap_or_else(|| IpNet::new(RANGE.0, RANGE.1).ok()),
         ipam_subnet: texts.one("ipam-subnet", value::network)?,
@@ -341,6 +341,8 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         warnings: Vec::new(),
     };
     check_together(&texts, &settings)?;
+    // Last: a mistake in a value is told before what is missing.
+    settings.secret_file = secret(&texts)?;
     settings.warnings = texts.warnings;
     let unused = ["ipam-range", "ipam-subnet", "ipam-init"].iter().find_map(|name| texts.given.get(name));
     if let (Some(given), Some(_)) = (unused, settings.ipam_range) {

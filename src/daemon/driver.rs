@@ -84,6 +84,8 @@ impl Driver {
     pub async fn run(mut self, mut from: Sources, stop: Arc<Notify>) {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.do_outputs();
+        self.take(Input::Addresses(self.devices.addresses()));
         loop {
             self.do_outputs();
             let deadline = self.deadline();

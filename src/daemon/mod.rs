@@ -15,8 +15,9 @@ pub mod state;
 pub mod wire;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,10 +28,11 @@ use meshnet_core::fdb::Fdb;
 use meshnet_core::fib::Fib;
 use meshnet_core::forward::lane_node;
 use meshnet_core::identity::Identity;
-use meshnet_core::node::{Input, Node, Saved};
+use meshnet_core::node::{Node, Saved};
 use meshnet_core::peer::path::Timing;
 use meshnet_core::session::Cipher;
 use meshnet_core::time::Time;
+use meshnet_proto::PeerId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -91,22 +93,15 @@ fn run(settings: &Settings) -> Result<()> {
 async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: telemetry::Recent) -> Result<()> {
     let started = Instant::now();
     let seed = state.identity()?;
-    let identity = Identity::from_seed(seed);
-    let me = identity.id();
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let incarnation = state.next_incarnation(unix)?;
-
-    let alive = Arc::new(AtomicBool::new(true));
-    let (asker, requests) = Asker::new(Arc::clone(&alive));
+    let (asker, requests) = Asker::new();
     let sockets = Arc::new(UdpSockets::bind(settings.listen, settings.workers)?);
     let tasks = listen(settings, asker)?;
+    let me = Identity::from_seed(seed).id();
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
     let (inbox, punted) = (Arc::new(Inbox::new()), Arc::new(Notify::new()));
-    let punts = Arc::new(PuntRing::new({
-        let punted = Arc::clone(&punted);
-        Arc::new(move || punted.notify_one())
-    }));
+    let rung = Arc::clone(&punted);
+    let punts = Arc::new(PuntRing::new(Arc::new(move || rung.notify_one())));
     let tick = Arc::new(AtomicU32::new(0));
     let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
     let plane = Dataplane::start(dataplane::Config {
@@ -121,46 +116,21 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         on_tap_lost: devices.tap_lost(),
     })
     .context("the worker threads")?;
-    let lane = lane_node(settings.workers);
+    let wire = Wire { sockets: Arc::clone(&sockets), fib: Arc::clone(&fib), lane: lane_node(settings.workers) };
     let (quic, links) = Quic::new(QuicConfig {
         identity_seed: seed,
         authority_seed: secret.authority_seed(&settings.cluster),
         cluster: settings.cluster.clone(),
         inbox,
-        transport: Arc::new(Wire { sockets: Arc::clone(&sockets), fib: Arc::clone(&fib), lane }),
+        transport: Arc::new(wire),
     })?;
-
-    let mut node = meshnet_core::node::Config::new(identity, settings.name.clone());
-    node.cluster.clone_from(&settings.cluster);
-    node.incarnation = incarnation;
-    node.instance = u64::from_be_bytes(random()?);
-    node.seed = random()?;
-    node.secret = !secret.is_public();
-    node.targets = settings.peers.iter().map(ToString::to_string).collect();
-    node.saved = state.load_saved();
-    node.discovery = settings.discovery;
-    node.max_links = settings.max_links;
-    node.lanes = lane + 1;
-    node.ciphers = ciphers();
-    node.mtu = devices.mtu();
-    node.port = sockets.local_address().port();
-    node.timing = match settings.profile {
-        Profile::Default => Timing::DEFAULT,
-        Profile::Fast => Timing::FAST,
-    };
-    let mut node = Node::new(node, Time::ZERO);
-    node.handle(Time::ZERO, Input::Addresses(devices.addresses()));
-
-    info!(id = %me, name = settings.name, listen = %sockets.local_address(), bridge = settings.bridge, "meshd runs");
-    settings.warnings.iter().for_each(|warning| warn!("{warning}"));
-    if secret.is_public() {
-        warn!("--no-secret: anyone who reaches the port may join this mesh and read what it carries");
-    }
+    let node = node_config(settings, secret, &state, &devices, sockets.local_address().port())?;
+    greet(settings, secret, me, sockets.local_address());
     let (keep, kept) = watch::channel(None);
     let keeper = tokio::spawn(keep_saved(state, kept));
     let stop = stop_on_signal()?;
     let driver = Driver {
-        node,
+        node: Node::new(node, Time::ZERO),
         started,
         quic,
         plane,
@@ -186,6 +156,44 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     drop(tasks);
     info!("stopped");
     Ok(())
+}
+
+fn node_config(
+    settings: &Settings,
+    secret: &Secret,
+    state: &StateDir,
+    devices: &Devices,
+    port: u16,
+) -> Result<meshnet_core::node::Config> {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let identity = Identity::from_seed(state.identity()?);
+    let mut node = meshnet_core::node::Config::new(identity, settings.name.clone());
+    node.cluster.clone_from(&settings.cluster);
+    node.incarnation = state.next_incarnation(unix)?;
+    node.instance = u64::from_be_bytes(random()?);
+    node.seed = random()?;
+    node.secret = !secret.is_public();
+    node.targets = settings.peers.iter().map(ToString::to_string).collect();
+    node.saved = state.load_saved();
+    node.discovery = settings.discovery;
+    node.max_links = settings.max_links;
+    node.lanes = lane_node(settings.workers) + 1;
+    node.ciphers = ciphers();
+    node.mtu = devices.mtu();
+    node.port = port;
+    node.timing = match settings.profile {
+        Profile::Default => Timing::DEFAULT,
+        Profile::Fast => Timing::FAST,
+    };
+    Ok(node)
+}
+
+fn greet(settings: &Settings, secret: &Secret, me: PeerId, listen: SocketAddr) {
+    info!(id = %me, name = settings.name, %listen, bridge = settings.bridge, "meshd runs");
+    settings.warnings.iter().for_each(|warning| warn!("{warning}"));
+    if secret.is_public() {
+        warn!("--no-secret: anyone who reaches the port may join this mesh and read what it carries");
+    }
 }
 
 /// Where the workers put QUIC datagrams: emptied into the inbox of the links at each wake.

@@ -34,8 +34,7 @@ pub(super) struct Discovery {
     /// The unreachable peer that is tried in a large mesh.
     stray: Option<PeerId>,
     next_stray: Time,
-    /// Own links outside the chosen set, since when.
-    unwanted: BTreeMap<PeerId, Time>,
+    next_prune: Time,
 }
 
 #[derive(Debug, Clone)]
@@ -61,7 +60,7 @@ impl Discovery {
             next_seek: Time::ZERO,
             stray: None,
             next_stray: Time::ZERO,
-            unwanted: BTreeMap::new(),
+            next_prune: Time::ZERO + PRUNE_EVERY,
         }
     }
 
@@ -97,6 +96,13 @@ pub fn target_address(text: &str) -> Result<String, String> {
         return Err(wrong());
     }
     Ok(format!("{}:{port}", host.to_lowercase()))
+}
+
+/// Whether a peer is the next or the one before in order of id.
+fn in_order(me: PeerId, others: &BTreeSet<PeerId>, peer: &PeerId) -> bool {
+    let next = others.range(me..).next().or_else(|| others.first());
+    let before = others.range(..me).next_back().or_else(|| others.last());
+    next == Some(peer) || before == Some(peer)
 }
 
 impl Node {
@@ -320,7 +326,17 @@ impl Node {
             .filter_map(|slot| self.peers.get(*slot))
             .filter_map(|peer| Some((peer.id, peer.path.rtt()?)))
             .collect();
-        let mut wanted = select_neighbours(self.me, &live, &rtts, &current);
+        // Almost alone: whoever is known from before may help.
+        let roster = if live.len() < DEGREE { &all } else { &live };
+        let mut wanted = select_neighbours(self.me, roster, &rtts, &current);
+        // A link counts for both ends: who has enough by the choice of others dials only its neighbours in order, which hold the mesh together.
+        let linked = |peer: &PeerId| self.links.current(*peer, false).is_some();
+        let mut room = DEGREE.saturating_sub(self.links.direct_count()).min(DIALS_AT_ONCE);
+        wanted.retain(|peer| {
+            let keep = linked(peer) || in_order(self.me, roster, peer) || room > 0;
+            room = room.saturating_sub(usize::from(!linked(peer)));
+            keep
+        });
         // One of those that cannot be reached at a time: so a healed partition finds itself, without a storm of dials.
         if now >= self.discovery.next_stray {
             let lost: Vec<PeerId> = all.difference(&live).copied().collect();
@@ -329,13 +345,10 @@ impl Node {
             self.discovery.next_stray = now + STRAY_EVERY.mul_f64(self.rng.random_range(0.5..1.5));
         }
         wanted.extend(self.discovery.stray);
-        if live.is_empty() {
-            wanted.extend(all.iter().take(STRANDED_DIALS));
-        }
         wanted
     }
 
-    /// Closes relayed links that a direct one replaced or that nobody uses, and in a large mesh own links outside the chosen set.
+    /// Closes relayed links that a direct one replaced or that nobody uses, and in a large mesh links that both ends can spare.
     fn close_spare_links(&mut self, now: Time) {
         let mut spare = Vec::new();
         let large = self.topology.len() > SMALL_MESH * 2;
@@ -354,20 +367,48 @@ impl Node {
                 {
                     spare.push((link.id, CloseReason::Unwanted));
                 }
-            } else if large && matches!(link.errand, Some(Errand::Peer(_))) {
-                let errand = Errand::Peer(link.peer);
-                if self.dials.has(&errand) {
-                    self.discovery.unwanted.remove(&link.peer);
-                } else if now.since(*self.discovery.unwanted.entry(link.peer).or_insert(now)) >= UNWANTED_AFTER {
-                    spare.push((link.id, CloseReason::Unwanted));
-                }
             }
         }
-        let Node { discovery, links, .. } = self;
-        discovery.unwanted.retain(|peer, _| links.current(*peer, false).is_some());
+        if large && now >= self.discovery.next_prune {
+            self.discovery.next_prune = now + PRUNE_EVERY.mul_f64(self.rng.random_range(0.5..1.5));
+            spare.extend(self.one_too_many().map(|link| (link, CloseReason::Unwanted)));
+        }
         for (link, reason) in spare {
             self.close(now, link, reason);
         }
+    }
+
+    /// A link between two peers that both have more than enough. The lower id decides; what is near, in order, or a target stays.
+    fn one_too_many(&mut self) -> Option<LinkId> {
+        if self.links.direct_count() <= DEGREE_MOST {
+            return None;
+        }
+        let live: BTreeSet<PeerId> = self
+            .topology
+            .entries()
+            .filter(|(id, entry)| entry.reachable() && **id != self.me)
+            .map(|(id, _)| *id)
+            .collect();
+        let rtt = |peer: &PeerId| self.peers.of(peer).and_then(|peer| peer.path.rtt()).unwrap_or_default();
+        let mut links: Vec<(Duration, LinkId, PeerId)> = self
+            .links
+            .iter()
+            .filter(|link| link.phase == Phase::Up && !link.relayed())
+            .map(|link| (rtt(&link.peer), link.id, link.peer))
+            .collect();
+        links.sort_unstable();
+        let many = |peer: &PeerId| self.topology.entry(peer).is_some_and(|e| e.record().links.len() > DEGREE_MOST);
+        let target =
+            |link: LinkId| self.links.get(link).is_some_and(|link| matches!(link.errand, Some(Errand::Target(_))));
+        let spare: Vec<LinkId> = links
+            .into_iter()
+            .skip(NEAR_KEPT)
+            .filter(|(_, link, peer)| {
+                self.me < *peer && many(peer) && !target(*link) && !in_order(self.me, &live, peer)
+            })
+            .map(|(_, link, _)| link)
+            .collect();
+        if spare.is_empty() { None } else { spare.get(self.rng.random_range(0..spare.len())).copied() }
     }
 
     pub(super) fn persist_if_due(&mut self, now: Time) {
@@ -400,9 +441,15 @@ const SEEK_EVERY: Duration = Duration::from_secs(5);
 const STRAY_EVERY: Duration = Duration::from_secs(10);
 /// The higher id gives the lower one this long.
 const HIGHER_WAITS: Duration = Duration::from_secs(1);
-/// Known peers dialled at a time by a peer without any link in a large mesh.
-const STRANDED_DIALS: usize = 8;
+/// New neighbours dialled at a time in a large mesh: meanwhile others dial us, and those count too.
+const DIALS_AT_ONCE: usize = 2;
 /// A relayed link stays this long beside a direct one that proved itself.
 const SPARE_AFTER: Duration = Duration::from_secs(10);
-/// A neighbour that is not chosen any more keeps its link for so long: it may be chosen again, and the other end may have chosen us.
-const UNWANTED_AFTER: Duration = Duration::from_secs(60);
+/// Direct links that a peer of a large mesh makes, those that others made to it counted.
+const DEGREE: usize = 8;
+/// Links above which two peers part.
+const DEGREE_MOST: usize = 10;
+/// Nearest links that stay.
+const NEAR_KEPT: usize = 3;
+/// Between two links given up: each is told to the whole mesh.
+const PRUNE_EVERY: Duration = Duration::from_secs(20);

@@ -194,7 +194,7 @@ impl Node {
                 Merge::Own { version, instance } => self.origin.handle_own_copy(now, version, instance),
                 Merge::New => self.on_record(now, peer, true, true),
                 Merge::Updated(changes) => {
-                    self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph())
+                    self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph() || changes.costs)
                 }
                 Merge::Same | Merge::Stale | Merge::Refused(_) => {}
             }

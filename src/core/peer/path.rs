@@ -144,6 +144,8 @@ struct Relayed {
     /// First datagram since something was heard.
     asked: Option<Time>,
     next_probe: Time,
+    /// When a frame took it last: an idle path is not probed.
+    used: Time,
 }
 
 impl Relayed {
@@ -268,7 +270,7 @@ impl PeerPath {
 
     /// Frames take relays from now on (again, when they took others before), or no longer.
     pub fn on_relayed(&mut self, now: Time, used: bool) {
-        self.relayed = used.then_some(Relayed { asked: None, next_probe: now });
+        self.relayed = used.then_some(Relayed { asked: None, next_probe: now, used: now });
         if !used {
             self.rtt_relayed = None;
             self.outstanding.retain(|sent| sent.to.is_some());
@@ -348,7 +350,8 @@ impl PeerPath {
             let hint = sample.rx_relayed != before.rx_relayed && !answered && now.since(self.measured) >= HINT_AFTER;
             self.tick_direct(now, hint, out);
         }
-        self.tick_relayed(now, sample.rx_relayed != before.rx_relayed, out);
+        let (sent, heard) = (sample.tx_relayed != before.tx_relayed, sample.rx_relayed != before.rx_relayed);
+        self.tick_relayed(now, sent, heard, out);
     }
 
     fn tick_direct(&mut self, now: Time, hinted: bool, out: &mut Vec<Action>) {
@@ -422,11 +425,17 @@ impl PeerPath {
         self.probe(now, self.address, out);
     }
 
-    fn tick_relayed(&mut self, now: Time, heard: bool, out: &mut Vec<Action>) {
+    fn tick_relayed(&mut self, now: Time, sent: bool, heard: bool, out: &mut Vec<Action>) {
         let patience = RELAY_SILENCE + self.rtt_relayed.unwrap_or_default();
         let Some(relayed) = &mut self.relayed else { return };
         if heard {
             relayed.heard(now);
+        }
+        if sent {
+            relayed.used = now;
+        } else if now.since(relayed.used) >= RELAY_IDLE {
+            relayed.asked = None;
+            return;
         }
         if relayed.asked.is_some_and(|asked| now.since(asked) >= patience) {
             relayed.asked = None;
@@ -462,7 +471,9 @@ impl PeerPath {
     pub fn deadline(&self) -> Time {
         match self.direct {
             Direct::Doubted { .. } => self.next_probe,
-            Direct::Good => self.unanswered.map_or(Time::NEVER, |since| self.asked.unwrap_or(since).min(since) + self.silence()),
+            Direct::Good => {
+                self.unanswered.map_or(Time::NEVER, |since| self.asked.unwrap_or(since).min(since) + self.silence())
+            }
             Direct::Absent | Direct::Suspect | Direct::Returning { .. } => Time::NEVER,
         }
     }
@@ -501,6 +512,8 @@ const RETURN_AFTER: Duration = Duration::from_secs(2);
 const MISSED_MAX: u8 = 4;
 /// Between probes through relays while frames take them.
 const RELAY_PROBE: Duration = Duration::from_secs(1);
+/// Relays that no frame took for so long are not probed.
+const RELAY_IDLE: Duration = Duration::from_secs(5);
 /// A question through the relays unanswered for so long, and a round trip: other relays.
 const RELAY_SILENCE: Duration = Duration::from_secs(1);
 /// Between probes of one new address.

@@ -192,6 +192,7 @@ fn a_secret_or_plainly_none() {
     let none = run(&[], &[]).unwrap_err();
     assert_eq!(none.exit, 1);
     assert!(none.line.contains("meshctl secret > FILE") && none.line.lines().count() == 1, "{}", none.line);
+    assert_eq!(run(&["--mtu", "12"], &[]).unwrap_err().exit, 2, "a mistake is told before what is missing");
     let both = run(&["--no-secret", "--secret-file", "s"], &[]).unwrap_err();
     assert_eq!(
         (both.exit, both.line.as_str()),

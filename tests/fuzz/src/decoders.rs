@@ -11,8 +11,11 @@ use meshnet_proto::wire::data::{
 };
 use meshnet_proto::wire::record::SignedRecord;
 
+/// Takes any bytes.
+pub type Decode = fn(&[u8]);
+
 /// All of them, by the name of target and corpus directory.
-pub const DECODERS: &[(&str, fn(&[u8]))] = &[
+pub const DECODERS: &[(&str, Decode)] = &[
     ("outer", outer),
     ("inner", inner),
     ("flood", flood),

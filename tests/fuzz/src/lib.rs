@@ -1,3 +1,4 @@
 //! What the fuzz targets run. `cargo test` runs the same over the committed corpus.
 
 pub mod decoders;
+pub mod forward;

@@ -108,7 +108,8 @@ impl Schedule {
         for host in &self.hosts {
             let number = self.sim.inject(*host, None);
             self.sim.run(ms(600));
-            assert_eq!(self.sim.reached(number).len(), self.hosts.len() - 1, "broadcast of {host}");
+            let reached = self.sim.reached(number);
+            assert_eq!(reached.len(), self.hosts.len() - 1, "broadcast of {host}");
         }
         let busy = self.sim.metrics;
         self.sim.run(ms(10_000));

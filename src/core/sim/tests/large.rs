@@ -14,7 +14,10 @@ fn large(seed: u64, count: u32) -> (Sim, Vec<HostId>) {
     let roster: BTreeSet<PeerId> = ids.iter().copied().collect();
     let by_id: BTreeMap<PeerId, HostId> = ids.iter().copied().zip(hosts.iter().copied()).collect();
     for (host, config) in configs.iter_mut().enumerate() {
-        let chosen = select_neighbours(ids[host], &roster, &BTreeMap::new(), &BTreeSet::new());
+        // What it kept of its last life: its neighbours, and some others.
+        let mut chosen = select_neighbours(ids[host], &roster, &BTreeMap::new(), &BTreeSet::new());
+        let others = (0..KNOWN).map(|_| ids[sim.rng.random_range(0..ids.len())]).filter(|id| *id != ids[host]);
+        chosen.extend(others);
         config.saved.known = chosen.iter().map(|id| (*id, vec![sim.net.address(by_id[id])])).collect();
     }
     for (host, config) in hosts.iter().zip(configs) {
@@ -22,6 +25,9 @@ fn large(seed: u64, count: u32) -> (Sim, Vec<HostId>) {
     }
     (sim, hosts)
 }
+
+/// Peers that each knows from before.
+const KNOWN: usize = 60;
 
 fn everybody_knows(sim: &Sim, hosts: &[HostId], count: usize) -> bool {
     hosts.iter().all(|host| {
@@ -37,7 +43,12 @@ fn figures(count: u32) {
     let n = count as usize;
     let joined = sim.run_until(Duration::from_secs(60), |sim| everybody_knows(sim, &hosts, n)).expect("all know all");
     let links: usize = hosts.iter().map(|host| sim.hosts[*host].node.as_ref().unwrap().link_count()).sum();
-    println!("{count}: all started at once know all after {joined:?}, {} links each, {:?}; {:?}", links / n, sim.metrics, took());
+    println!(
+        "{count}: all started at once know all after {joined:?}, {} links each, {:?}; {:?}",
+        links / n,
+        sim.metrics,
+        took()
+    );
     sim.run(Duration::from_secs(30));
     println!("settled; {:?}", took());
 
@@ -54,9 +65,19 @@ fn figures(count: u32) {
     assert!(told <= Duration::from_secs(1), "{told:?}");
 
     let before: Vec<u64> = hosts.iter().map(|host| sim.hosts[*host].sent_bytes).collect();
+    let bm = sim.metrics;
     sim.run(Duration::from_secs(10));
-    let mut rates: Vec<u64> = hosts.iter().zip(&before).map(|(host, b)| (sim.hosts[*host].sent_bytes - b) / 10).collect();
+    let mut rates: Vec<u64> =
+        hosts.iter().zip(&before).map(|(host, b)| (sim.hosts[*host].sent_bytes - b) / 10).collect();
     rates.sort_unstable();
+    println!(
+        "DBG dgrams {} bytes {} msgs {} bytes {}",
+        sim.metrics.datagrams - bm.datagrams,
+        sim.metrics.datagram_bytes - bm.datagram_bytes,
+        sim.metrics.messages - bm.messages,
+        sim.metrics.message_bytes - bm.message_bytes
+    );
+    println!("DBG direct {:?}", (0..n).map(|h| sim.hosts[h].fib.neighbours.len()).collect::<Vec<_>>());
     let mean = rates.iter().sum::<u64>() / n as u64;
     println!("idle: {mean} bytes/s each, at most {}; {:?}", rates[n - 1], took());
     assert!(mean < 1000, "{mean} bytes/s");

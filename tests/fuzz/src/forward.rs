@@ -1,0 +1,103 @@
+//! Datagrams of strangers and of members that lie, into the frame path of `meshnet-core`: it must not panic, deliver nothing that contradicts itself, and
+//! never send more than it was given.
+//!
+//! The input is a run of datagrams, each `kind (1) ‖ length (2) ‖ bytes`; what a member would send is sealed here with real keys, so that the bytes reach
+//! what lies behind the seal.
+
+use meshnet_core::forward::join::Joiner;
+use meshnet_core::forward::testbed::{Ends, Frames, Testbed, address};
+use meshnet_core::forward::{Deliver, Inbound};
+use meshnet_core::session::Cipher;
+use meshnet_proto::limits::SUPERFRAME_MAX_BYTES;
+use meshnet_proto::wire::data::{OUTER_BYTES, Offload, Relay, TAG_BYTES};
+
+/// Datagrams of one input: more find nothing that fewer do not.
+const DATAGRAMS_MAX: usize = 16;
+/// Machines: this one (0), the sender (1), two more to relay and flood to.
+const MACHINES: usize = 4;
+
+/// [`meshnet_core::forward::Forwarder::inbound`] and the joiner behind it.
+pub fn inbound(bytes: &[u8]) {
+    let mut testbed = Testbed::new(MACHINES, Cipher::ChaCha20Poly1305);
+    testbed.flood(1, 0, &[2]);
+    testbed.flood(2, 0, &[1, 3]);
+    let mut ends = Ends::default();
+    let (mut buffer, mut delivered) = (Vec::new(), Vec::new());
+    for (kind, bytes) in datagrams(bytes) {
+        let Some(mut datagram) = sealed(&testbed, kind, bytes) else { continue };
+        let length = datagram.len();
+        let verdict = testbed.inbound(0, address(1), &mut datagram, &mut ends);
+        let sent = ends.wire.take();
+        assert!(sent.len() < MACHINES, "{} datagrams sent for one", sent.len());
+        assert!(sent.iter().all(|(_, bytes)| bytes.len() <= length), "more sent than came");
+        match verdict {
+            Inbound::Done => {}
+            Inbound::Quic { datagram: range, .. } => assert!(range.start <= range.end && range.end <= length),
+            Inbound::Deliver { inner, frame, flow } => {
+                assert!(frame.start <= frame.end && frame.end <= length);
+                let start = buffer.len();
+                buffer.extend_from_slice(&datagram);
+                delivered.push((inner, start + frame.start..start + frame.end, flow));
+            }
+        }
+    }
+    let mut frames = Checked::default();
+    let mut joiner = Joiner::default();
+    let given: usize = delivered.iter().map(|(_, frame, _)| frame.len()).sum();
+    for (inner, frame, flow) in delivered {
+        joiner.push(&mut buffer, &inner, frame, flow, &mut frames);
+    }
+    joiner.flush(&mut buffer, &mut frames);
+    let written: usize = frames.0.all.iter().map(|(_, frame)| frame.len()).sum();
+    assert!(written <= given, "{written} bytes delivered of {given}");
+}
+
+/// Frames for the TAP, each checked as the kernel would.
+#[derive(Default)]
+struct Checked(Frames);
+
+impl Deliver for Checked {
+    fn deliver(&mut self, offload: &Offload, parts: &[&[u8]]) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        assert!((14..=SUPERFRAME_MAX_BYTES).contains(&length), "a frame of {length} bytes");
+        let checksum = usize::from(offload.csum_start) + usize::from(offload.csum_offset) + 2;
+        assert!(!offload.needs_csum || checksum <= length, "a checksum outside the frame: {offload:?}");
+        assert!(usize::from(offload.header_len) <= length, "headers longer than the frame: {offload:?}");
+        self.0.deliver(offload, parts);
+    }
+}
+
+fn datagrams(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let next = move || {
+        let (&[kind, high, low], rest) = bytes.split_first_chunk::<3>()?;
+        let length = usize::from(u16::from_be_bytes([high, low])).min(rest.len());
+        let (datagram, left) = rest.split_at(length);
+        bytes = left;
+        Some((kind, datagram))
+    };
+    std::iter::from_fn(next).take(DATAGRAMS_MAX)
+}
+
+/// The datagram that machine 0 receives: of a stranger as it is, or sealed by machine 1 or 2 for machine 0.
+fn sealed(testbed: &Testbed, kind: u8, bytes: &[u8]) -> Option<Vec<u8>> {
+    let sender = 1 + usize::from(kind >> 6 & 1);
+    let session = testbed.fibs[sender].peers[0].as_ref()?.session.clone()?;
+    let lane = kind >> 4 & 1;
+    match kind & 0x0f {
+        // The plaintext of DATA: inner header first.
+        1 => {
+            let mut datagram = [&[0; OUTER_BYTES][..], bytes, &[0; TAG_BYTES]].concat();
+            session.seal(lane, &mut datagram).ok()?;
+            Some(datagram)
+        }
+        // A relay header and the datagram inside.
+        2 => {
+            let (_, relay_bytes) = Relay::parse(bytes)?;
+            let (header, inside) = bytes.split_at(relay_bytes);
+            let mut datagram = [&[0; OUTER_BYTES][..], header, &[0; TAG_BYTES], inside].concat();
+            session.seal_hop(lane, &mut datagram, relay_bytes).ok()?;
+            Some(datagram)
+        }
+        _ => Some(bytes.to_vec()),
+    }
+}
