@@ -207,7 +207,8 @@ impl Node {
     /// When [`Node::handle_timeout`] has something to do.
     pub fn next_deadline(&self) -> Time {
         let tick = if self.wants_ticks() { self.clock.next_tick } else { self.clock.next_tick + IDLE_TICK };
-        let pace = if self.pace.next_deadline() == Time::ZERO { self.clock.next_tick } else { self.pace.next_deadline() };
+        let pace =
+            if self.pace.next_deadline() == Time::ZERO { self.clock.next_tick } else { self.pace.next_deadline() };
         [
             tick,
             self.paths_deadline(),

@@ -51,7 +51,9 @@ impl Discovery {
             configured: normal(&config.targets),
             connected: normal(&config.saved.targets),
             forgotten: normal(&config.saved.forgotten),
-            known: known.map(|(id, addresses)| (*id, Known { addresses: addresses.clone(), met: Time::ZERO })).collect(),
+            known: known
+                .map(|(id, addresses)| (*id, Known { addresses: addresses.clone(), met: Time::ZERO }))
+                .collect(),
             saved: config.saved.clone(),
             dirty: false,
             persisted: None,
@@ -77,7 +79,8 @@ impl Discovery {
 
 /// The normal form `host:port` of a target; the port is 6783 when none is given. The error says what would be right.
 pub fn target_address(text: &str) -> Result<String, String> {
-    let wrong = || format!("'{text}' is not HOST or HOST:PORT, as in 192.0.2.1, [2001:db8::1]:6783 or node1.example:6783");
+    let wrong =
+        || format!("'{text}' is not HOST or HOST:PORT, as in 192.0.2.1, [2001:db8::1]:6783 or node1.example:6783");
     if let Ok(address) = text.parse::<SocketAddr>() {
         return if address.port() == 0 { Err(wrong()) } else { Ok(address.to_string()) };
     }
@@ -86,7 +89,8 @@ pub fn target_address(text: &str) -> Result<String, String> {
         return Ok(SocketAddr::new(ip, PORT).to_string());
     }
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-    let port = if text.contains(':') { port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)? } else { PORT };
+    let port =
+        if text.contains(':') { port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)? } else { PORT };
     let label = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');
     if host.is_empty() || host.len() > 253 || !host.chars().all(label) {
         return Err(wrong());
@@ -254,7 +258,9 @@ impl Node {
         let record = self.topology.entry(&peer).map(|entry| entry.record().endpoints.clone()).unwrap_or_default();
         let known = self.discovery.known.get(&peer).filter(|_| record.is_empty());
         let mut addresses: Vec<SocketAddr> = Vec::new();
-        for address in last.into_iter().chain(record).chain(known.map(|known| known.addresses.clone()).unwrap_or_default()) {
+        for address in
+            last.into_iter().chain(record).chain(known.map(|known| known.addresses.clone()).unwrap_or_default())
+        {
             if !addresses.contains(&address) && !self.addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -311,7 +317,8 @@ impl Node {
         let mut live: BTreeSet<PeerId> =
             self.topology.entries().filter(|(_, entry)| entry.reachable()).map(|(id, _)| *id).collect();
         live.remove(&self.me);
-        let current: BTreeSet<PeerId> = self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)).map(|p| p.id).collect();
+        let current: BTreeSet<PeerId> =
+            self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)).map(|p| p.id).collect();
         let rtts = self
             .peers
             .active
@@ -333,7 +340,8 @@ impl Node {
         // One of those that cannot be reached at a time: so a healed partition finds itself, without a storm of dials.
         if now >= self.discovery.next_stray {
             let lost: Vec<PeerId> = all.difference(&live).copied().collect();
-            self.discovery.stray = if lost.is_empty() { None } else { lost.get(self.rng.random_range(0..lost.len())).copied() };
+            self.discovery.stray =
+                if lost.is_empty() { None } else { lost.get(self.rng.random_range(0..lost.len())).copied() };
             self.discovery.next_stray = now + STRAY_EVERY.mul_f64(self.rng.random_range(0.5..1.5));
         }
         wanted.extend(self.discovery.stray);
@@ -347,10 +355,16 @@ impl Node {
         for link in self.links.iter().filter(|link| link.phase == Phase::Up) {
             let Some(peer) = self.peers.of(&link.peer) else { continue };
             if link.relayed() {
-                let direct = self.links.current(link.peer, false).filter(|_| peer.path.alive() && peer.path.usable().is_some());
-                if direct.is_some_and(|direct| now.since(direct.since) >= SPARE_AFTER) && now.since(link.since) >= SPARE_AFTER {
+                let direct =
+                    self.links.current(link.peer, false).filter(|_| peer.path.alive() && peer.path.usable().is_some());
+                if direct.is_some_and(|direct| now.since(direct.since) >= SPARE_AFTER)
+                    && now.since(link.since) >= SPARE_AFTER
+                {
                     spare.push((link.id, CloseReason::Duplicate));
-                } else if large && peer.wanted.is_none_or(|at| now.since(at) >= RELAYED_IDLE) && now.since(link.since) >= RELAYED_IDLE {
+                } else if large
+                    && peer.wanted.is_none_or(|at| now.since(at) >= RELAYED_IDLE)
+                    && now.since(link.since) >= RELAYED_IDLE
+                {
                     spare.push((link.id, CloseReason::Unwanted));
                 }
             }
@@ -360,6 +374,10 @@ impl Node {
             spare.extend(self.one_too_many().map(|link| (link, CloseReason::Unwanted)));
         }
         for (link, reason) in spare {
+            // Not to be dialled again at once.
+            if let Some(peer) = self.links.get(link).filter(|link| link.relayed()).map(|link| link.peer) {
+                self.dials.drop_errand(&Errand::Relayed(peer));
+            }
             self.close(now, link, reason);
         }
     }
@@ -369,8 +387,12 @@ impl Node {
         if self.links.direct_count() <= DEGREE_MOST {
             return None;
         }
-        let live: BTreeSet<PeerId> =
-            self.topology.entries().filter(|(id, entry)| entry.reachable() && **id != self.me).map(|(id, _)| *id).collect();
+        let live: BTreeSet<PeerId> = self
+            .topology
+            .entries()
+            .filter(|(id, entry)| entry.reachable() && **id != self.me)
+            .map(|(id, _)| *id)
+            .collect();
         let rtt = |peer: &PeerId| self.peers.of(peer).and_then(|peer| peer.path.rtt()).unwrap_or_default();
         let mut links: Vec<(Duration, LinkId, PeerId)> = self
             .links
@@ -380,11 +402,14 @@ impl Node {
             .collect();
         links.sort_unstable();
         let many = |peer: &PeerId| self.topology.entry(peer).is_some_and(|e| e.record().links.len() > DEGREE_MOST);
-        let target = |link: LinkId| self.links.get(link).is_some_and(|link| matches!(link.errand, Some(Errand::Target(_))));
+        let target =
+            |link: LinkId| self.links.get(link).is_some_and(|link| matches!(link.errand, Some(Errand::Target(_))));
         let spare: Vec<LinkId> = links
             .into_iter()
             .skip(NEAR_KEPT)
-            .filter(|(_, link, peer)| self.me < *peer && many(peer) && !target(*link) && !in_order(self.me, &live, peer))
+            .filter(|(_, link, peer)| {
+                self.me < *peer && many(peer) && !target(*link) && !in_order(self.me, &live, peer)
+            })
             .map(|(_, link, _)| link)
             .collect();
         if spare.is_empty() { None } else { spare.get(self.rng.random_range(0..spare.len())).copied() }

@@ -76,7 +76,12 @@ impl Node {
             Ok(Some(Control::Hello(hello))) => self.on_hello(now, id, hello),
             Ok(Some(Control::Goodbye)) => self.close(now, id, CloseReason::Stopping),
             Ok(Some(message)) if !up => {
-                self.event(Level::Warn, "message before the hello", Some(link.peer), format!("kind {}", message.kind()));
+                self.event(
+                    Level::Warn,
+                    "message before the hello",
+                    Some(link.peer),
+                    format!("kind {}", message.kind()),
+                );
                 self.close(now, id, CloseReason::Protocol);
             }
             Ok(Some(Control::RekeyDone(0))) => self.on_session_ready(now, id),
@@ -188,7 +193,9 @@ impl Node {
             match merge {
                 Merge::Own { version, instance } => self.origin.handle_own_copy(now, version, instance),
                 Merge::New => self.on_record(now, peer, true, true),
-                Merge::Updated(changes) => self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph() || changes.costs),
+                Merge::Updated(changes) => {
+                    self.on_record(now, peer, changes.endpoints || changes.restarted, changes.graph() || changes.costs)
+                }
                 Merge::Same | Merge::Stale | Merge::Refused(_) => {}
             }
         }
@@ -290,7 +297,8 @@ impl Node {
     /// All that follows from the end of a link, whoever ended it.
     fn on_gone(&mut self, now: Time, id: LinkId, why: DialError, reason: Option<CloseReason>) {
         let Some(link) = self.links.remove(id) else { return };
-        let ended = matches!(reason, Some(CloseReason::Stopping | CloseReason::ClonedIdentity | CloseReason::OwnAddress));
+        let ended =
+            matches!(reason, Some(CloseReason::Stopping | CloseReason::ClonedIdentity | CloseReason::OwnAddress));
         let until = (link.phase == Phase::Up && !ended).then_some(now + KEPT_AFTER_LINK);
         self.sessions.on_link_end(link.session, until);
         self.publisher.changed();

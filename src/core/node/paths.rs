@@ -24,7 +24,8 @@ impl Node {
     }
 
     pub(super) fn paths_deadline(&self) -> Time {
-        let earliest = self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)).map(|peer| peer.path.deadline()).min();
+        let earliest =
+            self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)).map(|peer| peer.path.deadline()).min();
         match earliest {
             None | Some(Time::NEVER) => Time::NEVER,
             Some(at) => at + self.clock.lost,
@@ -71,7 +72,12 @@ impl Node {
         self.paths_changed = true;
         self.publisher.changed();
         let usable = self.peers.of(&peer).is_some_and(|peer| peer.path.usable().is_some());
-        self.event(Level::Debug, if usable { "direct path usable" } else { "direct path not usable" }, Some(peer), String::new());
+        self.event(
+            Level::Debug,
+            if usable { "direct path usable" } else { "direct path not usable" },
+            Some(peer),
+            String::new(),
+        );
     }
 
     fn on_alive(&mut self, now: Time, peer: PeerId, alive: bool) {
@@ -198,9 +204,9 @@ impl Node {
     pub(super) fn path_to(&self, slot: PeerSlot) -> Path {
         let Some(peer) = self.peers.get(slot) else { return Path::None };
         let best = self.routes.get(&peer.id).and_then(|route| route.best);
-        let relayed = best.filter(|way| !way.is_direct()).and_then(|way| {
-            Some(Path::Relayed { first: self.peers.slot(&way.first())?, route: way.route()? })
-        });
+        let relayed = best
+            .filter(|way| !way.is_direct())
+            .and_then(|way| Some(Path::Relayed { first: self.peers.slot(&way.first())?, route: way.route()? }));
         // With no other way, a direct path that seems dead costs nothing to try.
         relayed.or(peer.path.usable().map(Path::Direct)).or(peer.path.address().map(Path::Direct)).unwrap_or_default()
     }
@@ -242,7 +248,8 @@ impl Node {
 
     fn direct_costs(&self) -> BTreeMap<PeerId, u16> {
         let ready = |slot: PeerSlot| self.sessions.of(slot).is_some();
-        let usable = |slot: &PeerSlot| self.peers.get(*slot).filter(|peer| peer.path.usable().is_some() && ready(*slot));
+        let usable =
+            |slot: &PeerSlot| self.peers.get(*slot).filter(|peer| peer.path.usable().is_some() && ready(*slot));
         let cost = |peer: &super::peers::Peer| cost_of(peer.path.rtt().unwrap_or(RTT_GUESS));
         self.peers.active.iter().filter_map(usable).map(|peer| (peer.id, cost(peer))).collect()
     }
@@ -251,7 +258,11 @@ impl Node {
     fn avoid_silent_relays(&mut self, now: Time, direct: &BTreeMap<PeerId, u16>) {
         let avoided = |peer: &super::peers::Peer| peer.avoided.iter().any(|(_, until)| *until > now);
         let slots: Vec<PeerSlot> = self.peers.active.iter().copied().collect();
-        let silent = slots.into_iter().filter_map(|slot| self.peers.get(slot)).filter(|peer| avoided(peer)).take(AVOIDED_PEERS_MAX);
+        let silent = slots
+            .into_iter()
+            .filter_map(|slot| self.peers.get(slot))
+            .filter(|peer| avoided(peer))
+            .take(AVOIDED_PEERS_MAX);
         let mut better: Vec<(PeerId, Way)> = Vec::new();
         for peer in silent {
             let mut fewer = direct.clone();
@@ -280,11 +291,9 @@ impl Node {
             let relay = route.best.filter(|way| !way.is_direct());
             let first = relay.map(|way| way.first());
             let errand = Errand::Relayed(route.id);
-            if relay.is_some() && !peer.path.alive() {
-                let wanted = peer.wanted.is_some_and(|at| now.since(at) < RELAYED_IDLE);
-                if small || wanted {
-                    wants.push((route.id, errand));
-                }
+            let wanted = small || peer.wanted.is_some_and(|at| now.since(at) < RELAYED_IDLE);
+            if relay.is_some() && !peer.path.alive() && wanted {
+                wants.push((route.id, errand));
             } else if self.dials.has(&errand) {
                 self.dials.drop_errand(&errand);
             }
@@ -341,7 +350,9 @@ impl Node {
 
     /// The peer of a name, an id, or the start of an id.
     pub fn find(&self, who: &str) -> Result<PeerId, String> {
-        let named = |id: &PeerId| self.topology.display_name(id) == who || self.topology.entry(id).is_some_and(|e| e.record().name == who);
+        let named = |id: &PeerId| {
+            self.topology.display_name(id) == who || self.topology.entry(id).is_some_and(|e| e.record().name == who)
+        };
         let ids = || self.topology.entries().map(|(id, _)| *id);
         let by_name: Vec<PeerId> = ids().filter(named).collect();
         let by_id: Vec<PeerId> = ids().filter(|id| who.len() >= 4 && id.to_string().starts_with(who)).collect();

@@ -66,7 +66,10 @@ impl Node {
         };
         let recent = |at: Option<Time>| at.is_some_and(|at| now.since(at) < NOTED_FOR);
         if !self.config.secret {
-            add("no cluster secret: anyone who reaches the port may join".into(), "make one with meshctl secret and give it to every peer with --secret-file");
+            add(
+                "no cluster secret: anyone who reaches the port may join".into(),
+                "make one with meshctl secret and give it to every peer with --secret-file",
+            );
         }
         let clone = self.origin.clone_seen(now).is_some() || recent(self.notes.clone.map(|(at, _)| at));
         if clone {
@@ -86,17 +89,24 @@ impl Node {
             );
         }
         if recent(self.notes.excess) {
-            add("a neighbour sends more records than its share; the excess is dropped".into(), "compare the versions of the peers; restart the one that sends");
+            add(
+                "a neighbour sends more records than its share; the excess is dropped".into(),
+                "compare the versions of the peers; restart the one that sends",
+            );
         }
         problems
     }
 
     fn add_targets(&self, standings: &[Standing], add: &mut impl FnMut(String, &str)) {
         let lonely = self.links.direct_count() == 0;
-        let targets: Vec<&Standing> = standings.iter().filter(|standing| matches!(standing.errand, Errand::Target(_))).collect();
+        let targets: Vec<&Standing> =
+            standings.iter().filter(|standing| matches!(standing.errand, Errand::Target(_))).collect();
         let tried = |standing: &&&Standing| standing.failures > 0 && standing.state != LinkState::Established;
         if lonely && targets.iter().any(|standing| standing.failures > 0) {
-            add("no peer is connected, though there are addresses to connect to".into(), "see the reasons below and in meshctl status links");
+            add(
+                "no peer is connected, though there are addresses to connect to".into(),
+                "see the reasons below and in meshctl status links",
+            );
         }
         for standing in targets.iter().filter(tried) {
             let Errand::Target(target) = &standing.errand else { continue };
@@ -123,12 +133,18 @@ impl Node {
                 && now.since(since) > UNREACHABLE_AFTER
             {
                 let ago = now.since(since).as_secs();
-                add(format!("{name} cannot be reached, for {ago} s"), "if it is gone for good, nothing; else check that meshd runs there and the network between");
+                add(
+                    format!("{name} cannot be reached, for {ago} s"),
+                    "if it is gone for good, nothing; else check that meshd runs there and the network between",
+                );
                 continue;
             }
             if record.mtu != self.config.mtu && entry.reachable() {
                 add(
-                    format!("{name} has an overlay MTU of {}, this peer {}: longer frames between them are lost", record.mtu, self.config.mtu),
+                    format!(
+                        "{name} has an overlay MTU of {}, this peer {}: longer frames between them are lost",
+                        record.mtu, self.config.mtu
+                    ),
                     "give both the same --mtu, the lower of the two",
                 );
             }
@@ -143,7 +159,10 @@ impl Node {
         }
         for link in self.origin.record().links.iter().filter(|link| link.cost == COST_LAST_RESORT) {
             let name = self.topology.by_short(link.peer).map(|id| self.topology.display_name(&id)).unwrap_or_default();
-            add(format!("the link to {name} goes up and down"), "check cables, load and the firewall's time limits between the two machines");
+            add(
+                format!("the link to {name} goes up and down"),
+                "check cables, load and the firewall's time limits between the two machines",
+            );
         }
     }
 }

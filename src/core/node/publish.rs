@@ -25,7 +25,14 @@ pub(super) struct Publisher {
 
 impl Publisher {
     pub fn new() -> Publisher {
-        Publisher { epoch: 0, due: true, last: None, flood_all_until: None, own_flood: Arc::default(), owed: Duration::ZERO }
+        Publisher {
+            epoch: 0,
+            due: true,
+            last: None,
+            flood_all_until: None,
+            own_flood: Arc::default(),
+            owed: Duration::ZERO,
+        }
     }
 
     /// Something in the snapshot changed.

@@ -84,8 +84,7 @@ impl Sessions {
             return false;
         }
         let Begin { peer, slot, link, relayed, remote_index, secret, shape, rekeying } = begin;
-        let (tx, rx) =
-            SessionKeys::derive(&secret.0, 0, shape.cipher, shape.initiator, shape.tx_lanes, shape.rx_lanes);
+        let (tx, rx) = SessionKeys::derive(&secret.0, 0, shape.cipher, shape.initiator, shape.tx_lanes, shape.rx_lanes);
         let session = Session {
             local_index: index,
             remote_index,

@@ -166,11 +166,14 @@ impl Node {
             return Ok(trace);
         }
         let slot = self.peers.slot(&id).ok_or_else(|| format!("{who} is not known yet"))?;
-        trace.cipher = self.sessions.of(slot).map(|held| cipher_name(held.session.cipher)).unwrap_or_default().to_owned();
+        trace.cipher =
+            self.sessions.of(slot).map(|held| cipher_name(held.session.cipher)).unwrap_or_default().to_owned();
         let hops: Vec<PeerId> = match self.path_to(slot) {
             Path::None => return Err(format!("{who} cannot be reached")),
             Path::Direct(_) => vec![id],
-            Path::Relayed { route, .. } => route.hops().iter().filter_map(|short| self.topology.by_short(*short)).collect(),
+            Path::Relayed { route, .. } => {
+                route.hops().iter().filter_map(|short| self.topology.by_short(*short)).collect()
+            }
         };
         let mut before = self.me;
         for hop in hops {

@@ -143,7 +143,8 @@ impl Links {
         if hello.cluster != me.cluster {
             return Some(CloseReason::Cluster);
         }
-        if let Some(newest) = self.of(link.peer).filter_map(|other| other.hello.as_ref()).max_by_key(|h| h.incarnation) {
+        if let Some(newest) = self.of(link.peer).filter_map(|other| other.hello.as_ref()).max_by_key(|h| h.incarnation)
+        {
             // A process of an earlier start cannot come after one of a later start, unless both run.
             if newest.instance != hello.instance && newest.incarnation >= hello.incarnation {
                 return Some(CloseReason::ClonedIdentity);

@@ -474,7 +474,9 @@ impl PeerPath {
     pub fn deadline(&self) -> Time {
         match self.direct {
             Direct::Doubted { .. } => self.next_probe,
-            Direct::Good => self.unanswered.map_or(Time::NEVER, |since| self.asked.unwrap_or(since).min(since) + self.silence()),
+            Direct::Good => {
+                self.unanswered.map_or(Time::NEVER, |since| self.asked.unwrap_or(since).min(since) + self.silence())
+            }
             Direct::Absent | Direct::Suspect | Direct::Returning { .. } => Time::NEVER,
         }
     }

@@ -273,7 +273,9 @@ impl Dials {
         let Dials { errands, by_dial, linked, last_dial, budget_milli, .. } = self;
         for (errand, entry) in errands.iter_mut() {
             let class = matches!(errand, Errand::Relayed(_));
-            if matches!(entry.state, State::Waiting { .. }) && entry.peer.is_some_and(|peer| linked.contains(&(peer, class))) {
+            if matches!(entry.state, State::Waiting { .. })
+                && entry.peer.is_some_and(|peer| linked.contains(&(peer, class)))
+            {
                 entry.state = State::Linked { since: now };
             }
             if let State::Waiting { until } = entry.state
@@ -361,10 +363,8 @@ impl Entry {
     /// Back-off: each failure in a row doubles it.
     fn wait(&mut self, now: Time, rng: &mut StdRng) {
         let doubled = BACKOFF_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
-        let hopeless = matches!(
-            self.trouble,
-            Some((_, DialError::Closed(CloseReason::OwnAddress | CloseReason::ClonedIdentity)))
-        );
+        let hopeless =
+            matches!(self.trouble, Some((_, DialError::Closed(CloseReason::OwnAddress | CloseReason::ClonedIdentity))));
         let wait = if hopeless { HOPELESS } else { doubled };
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { until: now + wait.mul_f64(rng.random_range(0.75..1.25)) };
@@ -383,7 +383,8 @@ impl Entry {
         };
         if state != LinkState::Established {
             if let Some(words) = &self.unresolved {
-                reason = Some(format!("the name does not resolve ({words}): check its spelling and this machine's DNS"));
+                reason =
+                    Some(format!("the name does not resolve ({words}): check its spelling and this machine's DNS"));
             } else if let Some((remote, why)) = &self.trouble {
                 address = remote.to_string();
                 reason = Some(words(why));
@@ -404,14 +405,14 @@ impl Entry {
 /// Why a dial failed and what would help, for people.
 pub fn words(why: &DialError) -> String {
     let text = match why {
-        DialError::Timeout => {
-            "nothing answers: check that meshd runs there and that its UDP port is open on the way"
-        }
+        DialError::Timeout => "nothing answers: check that meshd runs there and that its UDP port is open on the way",
         DialError::Secret => "its cluster secret is another than ours: give both the same secret file",
         DialError::Version => "it speaks another version of the protocol: update the older of the two",
         DialError::WrongPeer => "another peer answers at this address",
         DialError::Closed(reason) => return closed_words(*reason).to_owned(),
-        DialError::Unreachable(words) => return format!("the address cannot be reached ({words}): check routes and firewall"),
+        DialError::Unreachable(words) => {
+            return format!("the address cannot be reached ({words}): check routes and firewall");
+        }
         DialError::Other(words) => return words.clone(),
     };
     text.to_owned()

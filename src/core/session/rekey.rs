@@ -111,7 +111,9 @@ impl Rekeying {
         let patience = if self.lower { Duration::ZERO } else { self.limits.age / 8 };
         let old = now.since(self.since) >= self.limits.age + patience && sealed > 0;
         let worn = sealed >= self.limits.datagrams;
-        if matches!(self.phase, Phase::Steady) && self.old_until.is_none() && (old || worn)
+        if matches!(self.phase, Phase::Steady)
+            && self.old_until.is_none()
+            && (old || worn)
             && let Some((private, public_key)) = pair(random())
         {
             steps.push(Step::Send(Control::Rekey(Rekey { epoch: self.epoch.wrapping_add(1), public_key })));

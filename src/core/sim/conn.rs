@@ -86,7 +86,8 @@ impl Sim {
                 host
             }
         };
-        let delay = if from_virtual(to).is_some() { self.relayed_delay(from, host)? } else { self.net.delay(from, host) };
+        let delay =
+            if from_virtual(to).is_some() { self.relayed_delay(from, host)? } else { self.net.delay(from, host) };
         self.hosts[host].alive().then_some((host, delay))
     }
 
@@ -114,7 +115,14 @@ impl Sim {
         Some(delay)
     }
 
-    pub(super) fn on_dialled(&mut self, host: HostId, life: u32, dial: DialId, remote: SocketAddr, expect: Option<PeerId>) {
+    pub(super) fn on_dialled(
+        &mut self,
+        host: HostId,
+        life: u32,
+        dial: DialId,
+        remote: SocketAddr,
+        expect: Option<PeerId>,
+    ) {
         if self.hosts[host].life != life {
             return;
         }
@@ -239,7 +247,8 @@ impl Sim {
         let ids: Vec<u64> = self.conns.all.keys().copied().collect();
         for id in ids {
             let both_open = self.conns.all[&id].ends.iter().all(|end| end.open);
-            let frozen = self.conns.all[&id].ends.iter().any(|end| self.hosts[end.host].frozen_until.is_some_and(|u| u > now));
+            let frozen =
+                self.conns.all[&id].ends.iter().any(|end| self.hosts[end.host].frozen_until.is_some_and(|u| u > now));
             let passes = both_open && !frozen && self.conn_delay(id, 0).is_some() && self.conn_delay(id, 1).is_some();
             if passes {
                 let ends = self.conns.all[&id].ends;

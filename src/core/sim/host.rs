@@ -148,7 +148,13 @@ impl Host {
         done
     }
 
-    pub(super) fn receive(&mut self, tick: u32, from: SocketAddr, mut bytes: Vec<u8>, delivered: &mut Vec<Vec<u8>>) -> Done {
+    pub(super) fn receive(
+        &mut self,
+        tick: u32,
+        from: SocketAddr,
+        mut bytes: Vec<u8>,
+        delivered: &mut Vec<Vec<u8>>,
+    ) -> Done {
         let (mut done, mut punts) = (Done::default(), Punts::default());
         let fib = self.fib.clone();
         let length = bytes.len();

@@ -9,7 +9,12 @@
 //! host twice, nor one that it was not for; no queue grows without bound.
 //!
 //! For tests and examples only. Lacks: bytes of QUIC, congestion, CPU time.
-#![allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, reason = "a simulation that goes wrong must say so by a panic")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a simulation that goes wrong must say so by a panic"
+)]
 
 mod conn;
 pub mod figures;
@@ -237,7 +242,9 @@ impl Sim {
         match what {
             What::Timer { host, life } => self.on_timer(host, life),
             What::Datagram { to, from, bytes } => self.on_datagram(to, from, bytes),
-            What::Dialled { host, life, dial, remote, expect } => self.on_dialled(host, life, DialId(dial), remote, expect),
+            What::Dialled { host, life, dial, remote, expect } => {
+                self.on_dialled(host, life, DialId(dial), remote, expect)
+            }
             What::DialTimeout { host, life, dial } if self.hosts[host].life == life => {
                 self.input(host, Input::DialFailed { dial: DialId(dial), why: DialError::Timeout });
             }
@@ -306,7 +313,8 @@ impl Sim {
         let Some(node) = &state.node else { return };
         let deadline = node.next_deadline();
         // A driver's timer has a grain of a millisecond, and never runs backwards.
-        let at = Time::from_us(deadline.as_us().div_ceil(1000).saturating_mul(1000)).max(now + Duration::from_millis(1));
+        let at =
+            Time::from_us(deadline.as_us().div_ceil(1000).saturating_mul(1000)).max(now + Duration::from_millis(1));
         if deadline != Time::NEVER && state.timer.is_none_or(|set| set <= now || at < set) {
             state.timer = Some(at);
             let life = state.life;
@@ -414,7 +422,8 @@ impl Sim {
         let injected = number.and_then(|number| self.frames.get_mut(&number)).expect("a frame that nobody sent");
         assert_ne!(injected.from, host, "frame {number:?} came back to host {host}");
         assert!(
-            injected.reached.iter().all(|(other, _)| *other != host) || self.net.conditions.duplicate > 0.0 && injected.to.is_some(),
+            injected.reached.iter().all(|(other, _)| *other != host)
+                || self.net.conditions.duplicate > 0.0 && injected.to.is_some(),
             "frame {number:?} reached host {host} twice"
         );
         injected.reached.push((host, self.now));

@@ -74,7 +74,15 @@ pub struct Net {
 impl Net {
     /// An empty one.
     pub fn new(conditions: Conditions, salt: u64) -> Net {
-        Net { conditions, salt, addresses: Vec::new(), by_seen: BTreeMap::new(), nats: BTreeMap::new(), cuts: BTreeSet::new(), groups: BTreeMap::new() }
+        Net {
+            conditions,
+            salt,
+            addresses: Vec::new(),
+            by_seen: BTreeMap::new(),
+            nats: BTreeMap::new(),
+            cuts: BTreeSet::new(),
+            groups: BTreeMap::new(),
+        }
     }
 
     /// Connects a host.
@@ -112,7 +120,11 @@ impl Net {
 
     /// Cuts or mends one direction.
     pub fn cut(&mut self, from: HostId, to: HostId, cut: bool) {
-        if cut { self.cuts.insert((from, to)) } else { self.cuts.remove(&(from, to)) };
+        if cut {
+            self.cuts.insert((from, to))
+        } else {
+            self.cuts.remove(&(from, to))
+        };
     }
 
     /// Puts a host into a group; all are in group 0 at first.
@@ -150,8 +162,14 @@ impl Net {
     pub fn copies(&self, rng: &mut StdRng, from: HostId, to: HostId) -> Vec<Duration> {
         let Conditions { jitter, loss, duplicate, .. } = self.conditions;
         let copies = if duplicate > 0.0 && rng.random_bool(duplicate) { 2 } else { 1 };
-        let lost = |rng: &mut StdRng| loss > 0.0 && rng.random_bool(loss);
-        (0..copies).filter_map(|_| (!lost(rng)).then(|| self.delay(from, to) + jitter.mul_f64(rng.random::<f64>()))).collect()
+        let mut delays = Vec::new();
+        for _ in 0..copies {
+            let lost = loss > 0.0 && rng.random_bool(loss);
+            if !lost {
+                delays.push(self.delay(from, to) + jitter.mul_f64(rng.random::<f64>()));
+            }
+        }
+        delays
     }
 }
 

@@ -53,13 +53,7 @@ pub(super) fn pings_lost(sim: &mut Sim, a: HostId, b: HostId, span: Duration) ->
 }
 
 /// The same; `event` happens in the second second.
-pub(super) fn pings_lost_while(
-    sim: &mut Sim,
-    a: HostId,
-    b: HostId,
-    span: Duration,
-    event: impl Fn(&mut Sim),
-) -> usize {
+pub(super) fn pings_lost_while(sim: &mut Sim, a: HostId, b: HostId, span: Duration, event: impl Fn(&mut Sim)) -> usize {
     let count = span.as_millis() as u64 / 10;
     let mut lost = 0;
     let mut pending: Vec<(u64, Option<u64>, Time)> = Vec::new();
@@ -235,7 +229,14 @@ fn thirty_two_split_in_halves_find_each_other_again() {
     sim.run(ms(30_000));
     for half in [0..16, 16..32] {
         let half: Vec<HostId> = half.collect();
-        let reach = sim.hosts[half[0]].node.as_ref().unwrap().status_peers(sim.now).iter().filter(|peer| peer.reachable).count();
+        let reach = sim.hosts[half[0]]
+            .node
+            .as_ref()
+            .unwrap()
+            .status_peers(sim.now)
+            .iter()
+            .filter(|peer| peer.reachable)
+            .count();
         assert_eq!(reach, 16);
         let number = sim.inject(half[0], None);
         sim.run(ms(100));
@@ -261,7 +262,11 @@ fn a_restarted_peer_is_back_at_once_and_its_broadcasts_pass() {
     for stop in [true, false] {
         // What is known is kept at most every 5 s.
         sim.run(ms(6000));
-        if stop { sim.stop(0) } else { sim.kill(0) }
+        if stop {
+            sim.stop(0)
+        } else {
+            sim.kill(0)
+        }
         sim.run(ms(200));
         // No targets: it finds the others by what it kept.
         let config = sim.config(0);
@@ -280,7 +285,11 @@ fn a_killed_peer_is_noticed_within_five_seconds_and_a_stopped_one_at_once() {
         let hosts = sim.cluster(4, |n| if n == 0 { vec![] } else { vec![0] });
         converge(&mut sim, &hosts, ms(3000));
         sim.run(ms(5000));
-        if stop { sim.stop(3) } else { sim.kill(3) }
+        if stop {
+            sim.stop(3)
+        } else {
+            sim.kill(3)
+        }
         converge(&mut sim, &hosts, limit);
         all_reach_all(&mut sim, &hosts);
     }
@@ -298,7 +307,14 @@ fn a_peer_that_moves_keeps_its_traffic() {
         all_reach_all(&mut sim, &hosts);
         sim.run(ms(20_000));
         all_reach_all(&mut sim, &hosts);
-        let direct = sim.hosts[host].node.as_ref().unwrap().status_routes().iter().filter(|route| route.kind == "direct").count();
+        let direct = sim.hosts[host]
+            .node
+            .as_ref()
+            .unwrap()
+            .status_routes()
+            .iter()
+            .filter(|route| route.kind == "direct")
+            .count();
         assert_eq!(direct, 2, "host {host}");
     }
 }
@@ -385,7 +401,10 @@ fn every_hopeless_target_says_why_and_is_not_dialled_in_a_busy_loop() {
     let node = sim.hosts[0].node.as_ref().unwrap();
     let links = node.status_links(sim.now);
     let told = |address: &str, words: &str| {
-        let link = links.iter().find(|link| link.address.starts_with(address)).unwrap_or_else(|| panic!("{address}: {links:#?}"));
+        let link = links
+            .iter()
+            .find(|link| link.address.starts_with(address))
+            .unwrap_or_else(|| panic!("{address}: {links:#?}"));
         assert!(link.reason.as_ref().is_some_and(|reason| reason.contains(words)), "{link:#?}");
     };
     told("10.1.0.0", "our own address");
@@ -440,7 +459,8 @@ fn loss_of_five_percent_breaks_no_link() {
     converge(&mut sim, &hosts, ms(5000));
     sim.run(Duration::from_secs(120));
     assert!(converged(&sim, &hosts));
-    let silent: usize = sim.hosts.iter().map(|host| host.events.iter().filter(|(_, event)| event.what == "link silent").count()).sum();
+    let silent: usize =
+        sim.hosts.iter().map(|host| host.events.iter().filter(|(_, event)| event.what == "link silent").count()).sum();
     assert!(silent <= 1, "{silent} links were declared silent");
 }
 
@@ -458,4 +478,26 @@ fn equal_seeds_give_equal_runs() {
     };
     assert_eq!(run(seed()), run(seed()));
     assert_ne!(run(seed()), run(seed() + 1));
+}
+
+#[test]
+fn a_large_mesh_makes_sessions_on_demand() {
+    let mut sim = Sim::new(seed(), Conditions::LAN);
+    let hosts = sim.cluster(44, |n| if n == 0 { vec![] } else { vec![0] });
+    sim.run(Duration::from_secs(60));
+    let neighbours: Vec<PeerId> =
+        sim.hosts[1].fib.neighbours.iter().map(|slot| sim.hosts[1].fib.peer(*slot).unwrap().id).collect();
+    let far = hosts.iter().copied().find(|host| *host != 1 && !neighbours.contains(&sim.hosts[*host].id()));
+    let far = far.expect("most pairs have no link");
+    let hello = sim.inject(far, None);
+    sim.run(ms(50));
+    assert_eq!(sim.reached(hello).len(), 43, "floods need no session with everyone");
+    // The first frame asks for the session; those behind it pass.
+    for _ in 0..30 {
+        sim.inject(1, Some(far));
+        sim.run(ms(100));
+    }
+    let frame = sim.inject(1, Some(far));
+    sim.run(ms(50));
+    assert_eq!(sim.reached(frame), [far]);
 }

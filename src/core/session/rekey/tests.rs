@@ -43,7 +43,8 @@ fn every_state_and_input() {
         ("done", |m, r| m.on_done(at(1), r.epoch)),
     ];
     // state, this end is lower, input, epoch → steps (none: misfit), state after
-    let table: [(&str, bool, &str, u32, Option<&str>, &str); 18] = [
+    type Row = (&'static str, bool, &'static str, u32, Option<&'static str>, &'static str);
+    let table: [Row; 18] = [
         ("steady", true, "offer", 1, Some("Open(1) Ack"), "acked"),
         ("steady", false, "offer", 1, Some("Open(1) Ack"), "acked"),
         ("steady", true, "offer", 0, None, "steady"),
@@ -125,7 +126,11 @@ fn both_ends_get_one_secret_even_when_offers_cross() {
 #[test]
 fn points_of_small_order_are_refused() {
     let mut machine = machine("steady", true);
-    for public_key in [[0; 32], { let mut one = [0; 32]; one[0] = 1; one }] {
+    for public_key in [[0; 32], {
+        let mut one = [0; 32];
+        one[0] = 1;
+        one
+    }] {
         assert_eq!(machine.on_offer(&Rekey { epoch: 1, public_key }, || [1; 32]), Err(Misfit));
     }
 }
