@@ -67,13 +67,14 @@ pub(super) struct Peers {
     by_id: BTreeMap<PeerId, PeerSlot>,
     /// Those that need ticks.
     pub active: BTreeSet<PeerSlot>,
+    me: PeerId,
     timing: Timing,
     seed: u64,
 }
 
 impl Peers {
-    pub fn new(timing: Timing, seed: u64) -> Peers {
-        Peers { slots: Vec::new(), by_id: BTreeMap::new(), active: BTreeSet::new(), timing, seed }
+    pub fn new(me: PeerId, timing: Timing, seed: u64) -> Peers {
+        Peers { slots: Vec::new(), by_id: BTreeMap::new(), active: BTreeSet::new(), me, timing, seed }
     }
 
     /// The slot of a peer, made when there is none; none when the mesh is too large.
@@ -88,7 +89,7 @@ impl Peers {
         self.by_id.insert(id, slot);
         self.slots.push(Peer {
             id,
-            path: PeerPath::new(self.timing, self.seed ^ id.short().0),
+            path: PeerPath::new(self.timing, self.me < id, self.seed ^ id.short().0),
             traffic: Arc::default(),
             flood_window: Arc::default(),
             storm: Arc::default(),

@@ -27,7 +27,9 @@ impl Node {
 
     /// Links that are up, and attempts at links.
     pub fn status_links(&self, now: Time) -> Vec<api::Link> {
-        let up = self.links.iter().filter(|link| link.phase == Phase::Up && !link.relayed());
+        // Of two that crossed, the one in use: the other is about to be closed.
+        let in_use = |link: &&Link| self.links.current(link.peer, false).is_some_and(|current| current.id == link.id);
+        let up = self.links.iter().filter(|link| link.phase == Phase::Up && !link.relayed()).filter(in_use);
         let mut links: Vec<api::Link> = up.map(|link| self.status_link(link)).collect();
         for standing in self.dials.standings(now) {
             let shown = match standing.errand {
