@@ -47,7 +47,8 @@ pub fn measure(seed: u64, count: u32) -> Figures {
     let n = hosts.len();
     let joined = sim.run_until(Duration::from_secs(60), |sim| everybody_knows(sim, &hosts, n));
     sim.run(SETTLE);
-    let links = hosts.iter().filter_map(|host| sim.hosts[*host].node.as_ref()).map(|node| node.link_count()).sum::<usize>() / n;
+    let links =
+        hosts.iter().filter_map(|host| sim.hosts[*host].node.as_ref()).map(|node| node.link_count()).sum::<usize>() / n;
 
     let before = sim.metrics;
     sim.input(hosts[n / 2], Input::Mtu(1200));
@@ -72,7 +73,8 @@ pub fn measure(seed: u64, count: u32) -> Figures {
         let node = sim.hosts[*host].node.as_ref();
         node.map_or(0, |node| node.records().entries().filter(|(_, entry)| entry.reachable()).count())
     };
-    let parted = hosts.iter().all(|host| reach(host) == if upper.contains(host) { upper.len() } else { n - upper.len() });
+    let parted =
+        hosts.iter().all(|host| reach(host) == if upper.contains(host) { upper.len() } else { n - upper.len() });
     upper.iter().for_each(|host| sim.net.group(*host, 0));
     let healed = sim.run_until(Duration::from_secs(60), |sim| everybody_knows(sim, &hosts, n));
     let counters = || hosts.iter().filter_map(|host| sim.hosts[*host].node.as_ref()).map(|node| node.gossip_counters());

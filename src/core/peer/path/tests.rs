@@ -74,11 +74,71 @@ fn every_state_and_input() {
         ("four seconds", |p, _, out| (1..=42).for_each(|n| p.on_tick(at(n * 100), Sample::default(), out))),
     ];
     let table = [
-        ("absent", ["good: choose alive", "good: choose alive", "absent:", "absent:", "absent:", "absent:", "absent:", "absent:"]),
-        ("good", ["good:", "good: choose", "absent: choose dead", "good:", "good:", "good:", "doubted:", "suspect: choose dead"]),
-        ("doubted", ["doubted:", "good: choose", "absent: choose dead", "good:", "doubted:", "doubted:", "doubted:", "suspect: choose dead"]),
-        ("suspect", ["good: choose", "good: choose", "absent: choose dead", "returning:", "suspect:", "suspect:", "suspect:", "suspect: dead"]),
-        ("returning", ["good: choose", "good: choose", "absent: choose dead", "returning:", "returning:", "returning:", "returning:", "suspect: dead"]),
+        (
+            "absent",
+            [
+                "good: choose alive",
+                "good: choose alive",
+                "absent:",
+                "absent:",
+                "absent:",
+                "absent:",
+                "absent:",
+                "absent:",
+            ],
+        ),
+        (
+            "good",
+            [
+                "good:",
+                "good: choose",
+                "absent: choose dead",
+                "good:",
+                "good:",
+                "good:",
+                "doubted:",
+                "suspect: choose dead",
+            ],
+        ),
+        (
+            "doubted",
+            [
+                "doubted:",
+                "good: choose",
+                "absent: choose dead",
+                "good:",
+                "doubted:",
+                "doubted:",
+                "doubted:",
+                "suspect: choose dead",
+            ],
+        ),
+        (
+            "suspect",
+            [
+                "good: choose",
+                "good: choose",
+                "absent: choose dead",
+                "returning:",
+                "suspect:",
+                "suspect:",
+                "suspect:",
+                "suspect: dead",
+            ],
+        ),
+        (
+            "returning",
+            [
+                "good: choose",
+                "good: choose",
+                "absent: choose dead",
+                "returning:",
+                "returning:",
+                "returning:",
+                "returning:",
+                "suspect: dead",
+            ],
+        ),
     ];
     for (state, row) in table {
         for ((input, act), expected) in acts.iter().zip(row) {

@@ -23,7 +23,9 @@ fn tick(dials: &mut Dials, ms: u64) -> Vec<Ask> {
 }
 
 fn dialled(asks: &[Ask]) -> Vec<(DialId, SocketAddr)> {
-    asks.iter().filter_map(|ask| if let Ask::Dial { dial, remote, .. } = ask { Some((*dial, *remote)) } else { None }).collect()
+    asks.iter()
+        .filter_map(|ask| if let Ask::Dial { dial, remote, .. } = ask { Some((*dial, *remote)) } else { None })
+        .collect()
 }
 
 fn target() -> Errand {
