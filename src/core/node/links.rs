@@ -251,7 +251,7 @@ impl Node {
         let Node { sessions, rng, .. } = self;
         let Some(held) = sessions.get_mut(index) else { return };
         let steps = match message {
-            Control::Rekey(offer @ Rekey { .. }) => held.rekeying.on_offer(offer, || rng.random()),
+            Control::Rekey(offer @ Rekey { .. }) => held.rekeying.on_offer(now, offer, || rng.random()),
             Control::RekeyAck(ack) => held.rekeying.on_ack(now, ack),
             Control::RekeyDone(epoch) => held.rekeying.on_done(now, *epoch),
             _ => Ok(Vec::new()),
