@@ -175,6 +175,7 @@ impl Peers {
     pub fn refill_storm(&self, tokens: i64, most: i64) {
         for peer in &self.slots {
             refill(&peer.storm, tokens, most);
+            peer.traffic.punted.store(0, Relaxed);
         }
     }
 }
