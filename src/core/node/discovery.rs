@@ -253,7 +253,7 @@ impl Node {
     }
 
     /// Where to dial a peer: where it was met last, then what its record says, then what was known at the start. Never this peer's own addresses.
-    fn addresses_of(&self, peer: PeerId) -> Vec<SocketAddr> {
+    pub(super) fn addresses_of(&self, peer: PeerId) -> Vec<SocketAddr> {
         let last = self.peers.of(&peer).and_then(|peer| peer.last_remote);
         let record = self.topology.entry(&peer).map(|entry| entry.record().endpoints.clone()).unwrap_or_default();
         let known = self.discovery.known.get(&peer).filter(|_| record.is_empty());

@@ -1,6 +1,7 @@
 //! Links of a node: hello, sessions, messages, rekeying, ends.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use meshnet_proto::PeerId;
 use meshnet_proto::limits;
@@ -356,6 +357,12 @@ impl Node {
             return;
         }
         self.dials.on_unlinked(now, peer, relayed, Some(why));
+        let errand = Errand::Peer(peer);
+        if !relayed && link.phase == Phase::Up && self.dials.has(&errand) {
+            // Where the link led is worth a dial too: a peer behind a translator is in no record by the address that others see.
+            let addresses = self.addresses_of(peer);
+            self.dials.want(now, errand, &addresses, LINK_LOST);
+        }
         if !relayed {
             self.with_path(now, peer, |path, _, out| path.on_link_down(out));
         }
@@ -392,3 +399,5 @@ impl Node {
 
 /// Links of one kind that one peer may have dialled: two that cross and some that it has lost without our knowing.
 const LINKS_OF_PEER_MAX: usize = 8;
+/// Before a peer whose link ended is dialled where that led: it may be starting anew.
+const LINK_LOST: Duration = Duration::from_millis(500);

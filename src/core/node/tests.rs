@@ -201,3 +201,30 @@ fn a_node_asks_to_be_woken_only_when_there_is_something_to_do() {
     }
     assert!(wakes < 2_500, "{wakes} wakes in two minutes");
 }
+
+#[test]
+fn a_peer_whose_address_is_in_no_record_is_dialled_where_its_link_led() {
+    let mut node = node(|_| ());
+    let peer = identity(1);
+    open(&mut node, at(0), 1, peer.id(), None);
+    hello(&mut node, at(0), 1);
+    let record = Record {
+        public_key: peer.public_key(),
+        version: Version { incarnation: 1, seq: 1 },
+        instance: 7,
+        name: "x".into(),
+        software: String::new(),
+        endpoints: vec!["10.0.0.1:6783".parse().unwrap()],
+        links: Vec::new(),
+        flags: 0,
+        mtu: 1310,
+        extensions: Vec::new(),
+    };
+    let record = peer.sign_record(&record).unwrap().signed.emit();
+    message(&mut node, at(10), 1, &Control::Records(vec![record]));
+    run(&mut node, 100, 11_000);
+    node.handle(at(12_000), Input::LinkClosed { link: LinkId(1), why: LinkEnd::Timeout });
+    let outputs = run(&mut node, 12_050, 5_000);
+    let led = |output: &Output| matches!(output, Output::Dial { remote: to, .. } if *to == remote(1));
+    assert!(outputs.iter().any(led), "{:?}", dials(&outputs));
+}
