@@ -137,7 +137,7 @@ impl Node {
             started: now,
             outputs: VecDeque::new(),
             clock: SteadyClock { next_tick: now + TICK, lost: Duration::ZERO },
-            peers: Peers::new(config.timing, rng.next_u64()),
+            peers: Peers::new(me, config.timing, rng.next_u64()),
             links: Links::default(),
             sessions: Sessions::default(),
             dials,

@@ -52,10 +52,10 @@ impl Peer {
         }
     }
 
-    fn new(id: PeerId, timing: Timing, seed: u64) -> Peer {
+    fn new(me: PeerId, id: PeerId, timing: Timing, seed: u64) -> Peer {
         Peer {
             id,
-            path: PeerPath::new(timing, seed ^ id.short().0),
+            path: PeerPath::new(timing, me < id, seed ^ id.short().0),
             traffic: Arc::default(),
             flood_window: Arc::default(),
             storm: Arc::default(),
@@ -91,17 +91,19 @@ pub(super) struct Peers {
     free: VecDeque<PeerSlot>,
     /// Those that need ticks.
     pub active: BTreeSet<PeerSlot>,
+    me: PeerId,
     timing: Timing,
     seed: u64,
 }
 
 impl Peers {
-    pub fn new(timing: Timing, seed: u64) -> Peers {
+    pub fn new(me: PeerId, timing: Timing, seed: u64) -> Peers {
         Peers {
             slots: Vec::new(),
             by_id: BTreeMap::new(),
             free: VecDeque::new(),
             active: BTreeSet::new(),
+            me,
             timing,
             seed,
         }
@@ -112,7 +114,7 @@ impl Peers {
         if let Some(slot) = self.by_id.get(&id) {
             return Some(*slot);
         }
-        let peer = Peer::new(id, self.timing, self.seed);
+        let peer = Peer::new(self.me, id, self.timing, self.seed);
         if self.slots.len() < SLOTS_FRESH || self.free.is_empty() && self.slots.len() < limits::PEERS_MAX {
             let slot = PeerSlot(self.slots.len() as u32);
             self.by_id.insert(id, slot);

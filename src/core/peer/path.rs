@@ -116,6 +116,7 @@ struct Sent {
 #[derive(Debug)]
 pub struct PeerPath {
     timing: Timing,
+    leads: bool,
     direct: Direct,
     address: Option<SocketAddr>,
     alive: bool,
@@ -157,10 +158,11 @@ impl Relayed {
 }
 
 impl PeerPath {
-    /// A peer without a link. `seed` starts the tokens of its probes.
-    pub fn new(timing: Timing, seed: u64) -> PeerPath {
+    /// A peer without a link. `seed` starts the tokens of its probes. Of two ends one `leads`: it asks, the other answers.
+    pub fn new(timing: Timing, leads: bool, seed: u64) -> PeerPath {
         PeerPath {
             timing,
+            leads,
             direct: Direct::Absent,
             address: None,
             alive: false,
@@ -324,7 +326,8 @@ impl PeerPath {
         // One question each second is enough for both ends: who was asked does not ask, but for the round trip now and then.
         if self.direct == Direct::Good && self.asked.is_none() && self.rtt_direct.is_some() {
             let fresh = (self.measured + MEASURE_AFTER).max(now);
-            self.next_probe = self.next_probe.max((now + self.timing.probe).min(fresh));
+            let patience = if self.leads { self.timing.probe } else { self.timing.probe * 5 / 4 };
+            self.next_probe = self.next_probe.max((now + patience).min(fresh));
         }
     }
 

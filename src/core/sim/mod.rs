@@ -17,6 +17,7 @@
 )]
 
 mod conn;
+pub mod figures;
 mod host;
 mod net;
 #[cfg(test)]
