@@ -99,7 +99,9 @@ impl Node {
             let errand = Errand::Peer(id);
             self.dials.drop_errand(&errand);
             self.dials.on_unlinked(now, id, false, None);
-            self.dials.want(now, errand, &[to], Duration::ZERO);
+            // Where it is now first; its other addresses too, for it may move back before this dial is done.
+            let addresses = self.addresses_of(id);
+            self.dials.want(now, errand, &addresses, Duration::ZERO);
         }
     }
 

@@ -1,4 +1,6 @@
 //! What a node says and takes, without a network. Networks of nodes: `crate::sim`.
+mod bounds;
+
 use super::*;
 use crate::identity::Identity;
 
