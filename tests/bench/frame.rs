@@ -1,11 +1,12 @@
 //! What a frame costs in the forwarder: instructions and allocations, by the way that it takes, sealing included.
 //!
-//! `cargo bench --bench frame`. Counts, not times: they are the same on a busy machine. Instructions are those that valgrind counts, of two runs that differ
-//! in the number of frames only; without valgrind the column stays empty. Valgrind knows AES and carry-less multiplication but no vectors of 512 bits, so
-//! the cipher takes a little more here than on a new processor. A way that allocates ends the program with an error.
+//! `cargo bench --bench frame`. Counts, not times: they are the same on a busy machine. Instructions are those that valgrind counts; without it the columns
+//! stay empty. Valgrind knows AES and carry-less multiplication but no vectors of 512 bits, so the cipher takes a little more here than on a new processor.
+//! A way that allocates ends the program with an error.
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use meshnet::buf::SegmentRun;
@@ -18,23 +19,28 @@ use meshnet_proto::Mac;
 use meshnet_proto::wire::data::{Offload, Outer, TAG_BYTES};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().collect();
-    if let Some(at) = arguments.iter().position(|argument| argument == "--units") {
-        let (case, units) = (&CASES[arguments[at + 1].parse::<usize>().unwrap()], arguments[at + 2].parse().unwrap());
-        let mut unit = (case.prepare)(UNITS_MAX);
-        (0..units).for_each(|_| unit());
+    if std::env::args().any(|argument| argument == UNDER_VALGRIND) {
+        for case in &CASES {
+            let mut unit = (case.prepare)(UNITS_MAX);
+            (0..UNITS_MAX / 2).for_each(|_| unit());
+            counted(&mut unit);
+        }
         return ExitCode::SUCCESS;
     }
-    println!("| way of a frame | datagrams | instructions | each | allocations |");
+    let counts = instructions().unwrap_or_else(|| {
+        eprintln!("frame: no instructions are counted; install valgrind: apt-get install valgrind");
+        Vec::new()
+    });
+    println!("| way of a frame | datagrams | instructions | for each datagram | allocations |");
     println!("|---|---:|---:|---:|---:|");
     let mut allocating = 0;
     for (at, case) in CASES.iter().enumerate() {
         let mut unit = (case.prepare)(UNITS_MAX);
         (0..UNITS_MAX / 2).for_each(|_| unit());
-        let allocations = allocation_counter::measure(|| (0..UNITS_MAX / 2).for_each(|_| unit())).count_total;
+        let allocations = allocation_counter::measure(|| counted(&mut unit)).count_total;
         allocating += u32::from(allocations > 0);
-        let count = instructions(at);
-        let cell = |value: Option<u64>| value.map_or(String::from(" "), |value| value.to_string());
+        let cell = |value: Option<u64>| value.map_or(String::new(), |value| value.to_string());
+        let count = counts.get(at).map(|count| count / (UNITS_MAX / 2) as u64);
         let each = count.map(|count| count / case.datagrams);
         println!("| {} | {} | {} | {} | {allocations} |", case.name, case.datagrams, cell(count), cell(each));
     }
@@ -45,22 +51,41 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Instructions of one unit, if valgrind is at hand.
-fn instructions(case: usize) -> Option<u64> {
-    let run = |units: usize| -> Option<u64> {
-        let output = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-            .arg(std::env::current_exe().ok()?)
-            .args(["--units", &case.to_string(), &units.to_string()])
-            .output()
-            .ok()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let count = said.lines().find_map(|line| line.split("Collected : ").nth(1))?;
-        output.status.success().then(|| count.trim().parse().ok())?
-    };
-    let (few, many) = (UNITS_MAX / 4, UNITS_MAX);
-    Some(run(many)?.checked_sub(run(few)?)? / (many - few) as u64)
+/// What is counted: its name is what valgrind looks for.
+#[inline(never)]
+fn counted(unit: &mut dyn FnMut()) {
+    (0..UNITS_MAX / 2).for_each(|_| unit());
 }
+
+/// Instructions of each call of [`counted`] in this program under valgrind, if that is at hand.
+fn instructions() -> Option<Vec<u64>> {
+    let directory = std::env::temp_dir().join(format!("meshnet-frame-{}", std::process::id()));
+    std::fs::create_dir(&directory).ok()?;
+    let counts = count_in(&directory);
+    std::fs::remove_dir_all(&directory).ok()?;
+    counts
+}
+
+fn count_in(directory: &Path) -> Option<Vec<u64>> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--toggle-collect=*::counted", "--dump-after=*::counted"])
+        .arg(format!("--callgrind-out-file={}", directory.join("out").display()))
+        .arg(std::env::current_exe().ok()?)
+        .arg(UNDER_VALGRIND)
+        .output()
+        .ok()?;
+    if !output.status.success() {
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+        return None;
+    }
+    let count = |part: usize| {
+        let text = std::fs::read_to_string(directory.join(format!("out.{part}"))).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("totals: "))?.trim().parse().ok()
+    };
+    (1..=CASES.len()).map(count).collect()
+}
+
+const UNDER_VALGRIND: &str = "--under-valgrind";
 
 /// A unit of work is one frame or super-frame; all that it needs is made before, for as many units as are announced.
 struct Case {
@@ -94,8 +119,8 @@ const CASES: [Case; 13] = [
     Case { name: "the cipher alone: open 1,300 B", datagrams: 1, prepare: |units| open(1_300, units) },
 ];
 
-/// Floods of one burst stay below a peer's budget.
-const UNITS_MAX: usize = 200;
+/// Half of them to warm up. So few because valgrind is slow; the counts hardly differ from one to the next.
+const UNITS_MAX: usize = 40;
 
 /// From machine 0 to a station behind machine 1.
 fn plain(bytes: usize) -> (Offload, Vec<u8>) {

@@ -3,9 +3,10 @@
 //! ```text
 //!   pod p1 ─ bridge ─ h1 ══ veth, MTU 1500 ══ h2 ─ bridge ─ pod p2
 //! ```
-//! `cargo bench --bench throughput [-- --rounds N] [--offload nic|on]`. `nic` (default): no segmentation in the underlay's "hardware", software GSO and
-//! GRO on, as on a plain network card. `on`: plain veth, where 64 KiB buffers cross uncut. Rounds are interleaved (A B A B); figures are medians;
-//! both hosts and pods share this machine's cores, so only ratios mean anything.
+//! `cargo bench --bench throughput [-- --rounds N] [--offload nic|on] [--without-udp]`. `nic` (default): no segmentation in the underlay's "hardware",
+//! software GSO and GRO on, as on a plain network card. `on`: plain veth, where 64 KiB buffers cross uncut. Rounds are interleaved (A B A B); figures are
+//! medians, ratios those of the medians of each round's ratio, so that what else the machine does weighs on both alike. Both hosts and pods share this
+//! machine's cores: only ratios mean anything.
 
 #[path = "../netns/lab.rs"]
 mod lab;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     };
     let rounds: usize = after("--rounds").and_then(|text| text.parse().ok()).unwrap_or(3);
     let offload = after("--offload").unwrap_or_else(|| "nic".into());
+    let udp = !arguments.iter().any(|argument| argument == "--without-udp");
     if !lab::inside() {
         if let Err(error) = lab::install_tools() {
             eprintln!("throughput: {error}");
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
     let mut rows: Vec<(&str, Vec<Figures>)> = vec![("kernel VXLAN", Vec::new()), ("meshd, sealed UDP", Vec::new())];
     for round in 0..rounds {
         for (at, (name, figures)) in rows.iter_mut().enumerate() {
-            let stage = Stage::new(&lab, &format!("{round}{at}"), &offload);
+            let stage = Stage::new(&lab, &format!("{round}{at}"), &offload, udp);
             let found = if at == 0 { stage.vxlan() } else { stage.meshd(&lab) };
             eprintln!("round {} {name}: {found:?}", round + 1);
             figures.push(found);
@@ -51,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 /// What one visit measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Figures {
     tcp1_gbps: f64,
     tcp4_gbps: f64,
@@ -59,12 +61,18 @@ struct Figures {
     udp64_kpps: f64,
     rr_p50_us: f64,
     rr_p99_us: f64,
+    /// Of the whole machine, and so of what else runs there.
     cpu_s_per_gb: f64,
+    /// Of both `meshd`.
+    daemons_s_per_gb: f64,
+    /// Of one `meshd` at rest.
+    rest_cpu_percent: f64,
+    rest_mib: f64,
 }
 
 fn print(rows: &[(&str, Vec<Figures>)], offload: &str) {
     type Get = fn(&Figures) -> f64;
-    let columns: [(&str, Get); 7] = [
+    let columns: [(&str, Get); 10] = [
         ("TCP 1 stream Gbit/s", |f| f.tcp1_gbps),
         ("TCP 4 streams Gbit/s", |f| f.tcp4_gbps),
         ("UDP 1,200 B Gbit/s", |f| f.udp1200_gbps),
@@ -72,6 +80,9 @@ fn print(rows: &[(&str, Vec<Figures>)], offload: &str) {
         ("round trip p50 µs", |f| f.rr_p50_us),
         ("p99 µs", |f| f.rr_p99_us),
         ("CPU s/GB", |f| f.cpu_s_per_gb),
+        ("of it meshd", |f| f.daemons_s_per_gb),
+        ("at rest % of a core", |f| f.rest_cpu_percent),
+        ("at rest MiB", |f| f.rest_mib),
     ];
     println!("underlay `{offload}`, {} rounds, medians (ratio to VXLAN)", rows[0].1.len());
     println!("| |{}", columns.iter().map(|column| format!(" {} |", column.0)).collect::<String>());
@@ -79,8 +90,12 @@ fn print(rows: &[(&str, Vec<Figures>)], offload: &str) {
     for (name, figures) in rows {
         let cells = columns.iter().map(|(_, get)| {
             let value = median(figures.iter().map(get).collect());
-            let base = median(rows[0].1.iter().map(get).collect());
-            format!(" {value:.2} (×{:.2}) |", value / base)
+            let ratios = figures.iter().zip(&rows[0].1).map(|(own, base)| get(own) / get(base)).collect();
+            match median(ratios) {
+                _ if value == 0.0 => " |".to_owned(),
+                ratio if ratio.is_finite() => format!(" {value:.2} (×{ratio:.2}) |"),
+                _ => format!(" {value:.2} |"),
+            }
         });
         println!("| {name} |{}", cells.collect::<String>());
     }
@@ -95,10 +110,11 @@ fn median(mut values: Vec<f64>) -> f64 {
 struct Stage {
     hosts: [Host; 2],
     pods: [Host; 2],
+    udp: bool,
 }
 
 impl Stage {
-    fn new(lab: &Lab, tag: &str, offload: &str) -> Stage {
+    fn new(lab: &Lab, tag: &str, offload: &str, udp: bool) -> Stage {
         let hosts = ["h1", "h2"].map(|name| lab.host(&format!("{name}-{tag}")));
         let pods = ["p1", "p2"].map(|name| lab.host(&format!("{name}-{tag}")));
         let wire = lab.wire(&hosts[0], "192.168.77.1/24", &hosts[1], "192.168.77.2/24");
@@ -113,7 +129,7 @@ impl Stage {
                 host.run(&command);
             }
         }
-        Stage { hosts, pods }
+        Stage { hosts, pods, udp }
     }
 
     fn clear(self) {
@@ -136,7 +152,7 @@ impl Stage {
             pod.run(&["ip", "link", "set", "eth0", "mtu", "1450", "up"]);
             pod.run(&["ip", "address", "add", &format!("10.32.0.{}/12", at + 1), "dev", "eth0"]);
         }
-        self.measure()
+        self.measure(&[])
     }
 
     fn meshd(&self, lab: &Lab) -> Figures {
@@ -150,20 +166,39 @@ impl Stage {
             peer.await_peers(2, Duration::from_secs(10));
             peer.ctl(&["attach", &pod.name, &format!("10.32.0.{}/12", at + 1)]);
         }
-        self.measure()
+        let pids: Vec<u32> = peers.iter().map(Meshd::pid).collect();
+        let figures = self.measure(&pids);
+        std::thread::sleep(Duration::from_secs(1));
+        let before = daemons_s(&pids);
+        std::thread::sleep(REST);
+        let rest = (daemons_s(&pids) - before) / REST.as_secs_f64() / pids.len() as f64;
+        let rest_mib = pids.iter().map(|pid| resident_mib(*pid)).fold(0.0, f64::max);
+        Figures { rest_cpu_percent: rest * 100.0, rest_mib, ..figures }
     }
 
-    fn measure(&self) -> Figures {
+    fn measure(&self, daemons: &[u32]) -> Figures {
         let [p1, p2] = &self.pods;
         p1.await_ping("10.32.0.2", Duration::from_secs(10));
         let (rr_p50_us, rr_p99_us) = self.round_trip();
-        let cpu = cpu_s();
+        let (cpu, own) = (cpu_s(), daemons_s(daemons));
         let (tcp1_gbps, gigabytes) = iperf(p1, p2, &["-t", "3"]);
-        let cpu_s_per_gb = (cpu_s() - cpu) / gigabytes;
+        let (cpu_s_per_gb, daemons_s_per_gb) = ((cpu_s() - cpu) / gigabytes, (daemons_s(daemons) - own) / gigabytes);
         let (tcp4_gbps, _) = iperf(p1, p2, &["-t", "2", "-P", "4"]);
+        let figures = Figures {
+            tcp1_gbps,
+            tcp4_gbps,
+            rr_p50_us,
+            rr_p99_us,
+            cpu_s_per_gb,
+            daemons_s_per_gb,
+            ..Figures::default()
+        };
+        if !self.udp {
+            return figures;
+        }
         let udp1200_gbps = self.udp_rate(1200) * 1200.0 * 8.0 / 1e9;
         let udp64_kpps = self.udp_rate(64) / 1e3;
-        Figures { tcp1_gbps, tcp4_gbps, udp1200_gbps, udp64_kpps, rr_p50_us, rr_p99_us, cpu_s_per_gb }
+        Figures { udp1200_gbps, udp64_kpps, ..figures }
     }
 
     /// Request and response of 64 bytes over TCP for a second: median and 99th percentile of the round trip.
@@ -195,6 +230,8 @@ impl Stage {
     fn udp_rate(&self, size: usize) -> f64 {
         let to: SocketAddr = "10.32.0.2:7002".parse().expect("address");
         let receiver = inside(&self.pods[1], move || UdpSocket::bind(to).expect("receiver"));
+        // The path is measured, not how soon the receiver gets a core.
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&receiver, 8 << 20).expect("receive buffer");
         receiver.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
         let sender = inside(&self.pods[0], move || {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("sender");
@@ -261,3 +298,23 @@ fn cpu_s() -> f64 {
     // user, nice, system, idle, iowait, irq, softirq
     (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) / 100.0
 }
+
+/// Seconds that these processes have worked.
+fn daemons_s(pids: &[u32]) -> f64 {
+    let of = |pid: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("meshd runs");
+        // After the name in parentheses: state is field 3, utime and stime are 14 and 15.
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        fields[11..13].iter().filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+    };
+    pids.iter().map(of).sum()
+}
+
+fn resident_mib(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("meshd runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
+}
+
+/// How long rest is watched: 10 ms of work, a tick of the kernel's clock, are then 0.2 % of a core.
+const REST: Duration = Duration::from_secs(5);

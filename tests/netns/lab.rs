@@ -18,8 +18,14 @@ use serde_json::Value;
 const INSIDE: &str = "MESHNET_LAB";
 
 /// Packages of Debian that a lab needs, with a program of each by which we see that it is there.
-pub const TOOLS: [(&str, &str); 5] =
-    [("ip", "iproute2"), ("ping", "iputils-ping"), ("iperf3", "iperf3"), ("nft", "nftables"), ("tcpdump", "tcpdump")];
+pub const TOOLS: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("ping", "iputils-ping"),
+    ("iperf3", "iperf3"),
+    ("nft", "nftables"),
+    ("tcpdump", "tcpdump"),
+    ("ethtool", "ethtool"),
+];
 
 /// Installs what is missing, saying what. An error names what to do.
 pub fn install_tools() -> Result<(), String> {

@@ -376,6 +376,10 @@ impl Node {
             spare.extend(self.one_too_many().map(|link| (link, CloseReason::Unwanted)));
         }
         for (link, reason) in spare {
+            // Not to be dialled again at once.
+            if let Some(peer) = self.links.get(link).filter(|link| link.relayed()).map(|link| link.peer) {
+                self.dials.drop_errand(&Errand::Relayed(peer));
+            }
             self.close(now, link, reason);
         }
     }

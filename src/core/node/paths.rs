@@ -293,11 +293,9 @@ impl Node {
             let relay = route.best.filter(|way| !way.is_direct());
             let first = relay.map(|way| way.first());
             let errand = Errand::Relayed(route.id);
-            if relay.is_some() && !peer.path.alive() {
-                let wanted = peer.wanted.is_some_and(|at| now.since(at) < RELAYED_IDLE);
-                if small || wanted {
-                    wants.push((route.id, errand));
-                }
+            let wanted = small || peer.wanted.is_some_and(|at| now.since(at) < RELAYED_IDLE);
+            if relay.is_some() && !peer.path.alive() && wanted {
+                wants.push((route.id, errand));
             } else if self.dials.has(&errand) {
                 self.dials.drop_errand(&errand);
             }

@@ -81,7 +81,8 @@ impl Node {
         let to_slots = |peers: &[meshnet_proto::PeerId]| -> Vec<PeerSlot> {
             peers.iter().filter_map(|peer| self.peers.slot(peer)).collect()
         };
-        let mut by_short: Vec<_> = self.peers.iter().filter(|(_, peer)| !peer.released).map(|(slot, peer)| (peer.id.short(), slot)).collect();
+        let mut by_short: Vec<_> =
+            self.peers.iter().filter(|(_, peer)| !peer.released).map(|(slot, peer)| (peer.id.short(), slot)).collect();
         by_short.sort_unstable();
         let peers: Vec<Option<FibPeer>> = self
             .peers

@@ -23,6 +23,8 @@ pub struct Figures {
     pub told: Option<Duration>,
     /// Bytes of messages that a peer sent for it, on average.
     pub told_bytes: u64,
+    /// Messages that all sent for it.
+    pub told_messages: u64,
     /// Bytes a second that a peer sends at rest: probes and messages, without IP and UDP, on average.
     pub idle: u64,
     /// The busiest peer's.
@@ -57,6 +59,7 @@ pub fn measure(seed: u64, count: u32) -> Figures {
     };
     let told = sim.run_until(Duration::from_secs(10), |sim| hosts.iter().all(|host| knows(sim, host)));
     let told_bytes = (sim.metrics.message_bytes - before.message_bytes) / n as u64;
+    let told_messages = sim.metrics.messages - before.messages;
 
     let before: Vec<u64> = hosts.iter().map(|host| sim.hosts[*host].sent_bytes).collect();
     sim.run(IDLE);
@@ -81,6 +84,7 @@ pub fn measure(seed: u64, count: u32) -> Figures {
         links,
         told,
         told_bytes,
+        told_messages,
         idle,
         idle_most,
         records: counters().map(|counters| counters.records_received).sum(),
@@ -120,8 +124,8 @@ fn everybody_knows(sim: &Sim, hosts: &[HostId], count: usize) -> bool {
 
 /// Peers that each knows from before, beside its neighbours.
 const KNOWN: usize = 60;
-/// Until costs are told and spare links are given up.
-const SETTLE: Duration = Duration::from_secs(60);
+/// Until costs are told and spare links are given up, one by one.
+const SETTLE: Duration = Duration::from_secs(100);
 /// Rest that is measured.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long the halves are apart: longer than QUIC waits.

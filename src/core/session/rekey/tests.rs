@@ -43,8 +43,8 @@ fn every_state_and_input() {
         ("done", |m, r| m.on_done(at(1), r.epoch)),
     ];
     // state, this end is lower, input, epoch → steps (none: misfit), state after
-    type Row<'a> = (&'a str, bool, &'a str, u32, Option<&'a str>, &'a str);
-    let table: [Row<'_>; 18] = [
+    type Row = (&'static str, bool, &'static str, u32, Option<&'static str>, &'static str);
+    let table: [Row; 18] = [
         ("steady", true, "offer", 1, Some("Open(1) Ack"), "acked"),
         ("steady", false, "offer", 1, Some("Open(1) Ack"), "acked"),
         ("steady", true, "offer", 0, None, "steady"),
