@@ -107,6 +107,15 @@ pub struct Traffic {
     pub tx_relayed: AtomicU64,
     /// Datagrams of it that came by relays and proved genuine.
     pub rx_relayed: AtomicU64,
+    /// Datagrams of it handed to the node since that gave it a new share.
+    pub punted: AtomicU32,
+}
+
+impl Traffic {
+    /// Whether one more datagram of this peer may go to the node: none may take the places of all others on that way.
+    pub fn may_punt(&self) -> bool {
+        self.punted.load(Relaxed) < PUNTS_PER_REFILL && self.punted.fetch_add(1, Relaxed) < PUNTS_PER_REFILL
+    }
 }
 
 /// Tokens for flooded frames: refilled by the driver's tick, so that the frame path reads no clock.
@@ -173,3 +182,5 @@ impl Fib {
 pub const STORM_BURST_FRAMES: i64 = 8_000;
 /// Flooded frames per second that one origin may sustain: a multicast stream of 40 Mbit/s in full frames passes, a loop does not.
 pub const STORM_RATE_FRAMES: i64 = 4_000;
+/// Probes and changes of address of one peer that the node looks at between two refills: several times what the busiest honest peer sends.
+pub const PUNTS_PER_REFILL: u32 = 64;

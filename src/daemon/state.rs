@@ -127,7 +127,7 @@ impl StateDir {
                 None
             }
         };
-        let next = unix_seconds.max(last.map_or(1, |last| last + 1));
+        let next = unix_seconds.min(INCARNATION_MAX).max(last.map_or(1, |last| last + 1));
         self.replace(INCARNATION, format!("{next}\n").as_bytes())?;
         Ok(next)
     }
@@ -282,8 +282,8 @@ const IDENTITY: &str = "identity";
 const IDENTITY_WORD: &str = "meshnet-identity-1";
 /// Name of the file of the start counter.
 const INCARNATION: &str = "incarnation";
-/// Larger ones are damage: the clock passes it in 100 billion years.
-const INCARNATION_MAX: u64 = 1 << 62;
+/// Larger ones are damage, and other peers would refuse them: the clock passes it in 9 million years.
+const INCARNATION_MAX: u64 = meshnet_proto::limits::VERSION_MAX;
 /// Name of the file of targets and known peers.
 const SAVED: &str = "saved.json";
 /// The key of the cluster is at stake.

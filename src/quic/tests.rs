@@ -371,6 +371,25 @@ async fn a_reader_that_does_not_read_costs_a_bounded_queue_and_then_the_link() {
 }
 
 #[tokio::test]
+async fn an_end_that_talks_without_pause_is_heard_at_a_bounded_rate() {
+    let (mut a, mut b) = (end(1), end(2));
+    let (at_a, _) = linked(&mut a, &mut b).await;
+    let begun = Instant::now();
+    let mut heard = 0_u32;
+    while begun.elapsed() < Duration::from_millis(1500) {
+        while a.quic.send(at_a, message(1, b"")) == Sent::Queued {}
+        // Never to the edge, where the link would be closed.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        while b.events.try_recv().is_ok() {
+            heard += 1;
+        }
+    }
+    let most = 1024 + 2 * begun.elapsed().as_millis() as u32 + 300;
+    assert!((1500..most).contains(&heard), "{heard} messages, at most {most}");
+    assert_eq!(a.quic.links(), 1, "and it stays");
+}
+
+#[tokio::test]
 async fn the_driver_hears_when_a_pressed_link_is_short_again() {
     let (mut a, mut b) = (end(1), end(2));
     let (at_a, _) = linked(&mut a, &mut b).await;

@@ -173,6 +173,10 @@ impl Fdb {
 
     /// Forgets all that was learned from a peer, held or not.
     pub fn flush(&self, slot: PeerSlot) {
+        // Half a mesh may vanish at once, and most peers own nothing here: no walk through the table for them.
+        if !self.counts.contains_key(&Owner::Peer(slot)) {
+            return;
+        }
         self.remove_if(|held| held.owner == Owner::Peer(slot));
     }
 

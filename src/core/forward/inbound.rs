@@ -105,6 +105,9 @@ impl Forwarder {
         match inner.kind {
             InnerKind::Probe | InnerKind::ProbeReply if inner.flood => Err(DropReason::Malformed),
             InnerKind::Probe | InnerKind::ProbeReply => {
+                if !peer.traffic.may_punt() {
+                    return Err(DropReason::PuntFull);
+                }
                 let (slot, from, relayed) = (entry.slot, arrival.from, arrival.relayed.is_some());
                 let plaintext = buffer.get(opened.plain).ok_or(DropReason::Malformed)?.to_vec();
                 self.punt(punt, Punted::Probe { slot, from, relayed, plaintext });
@@ -130,6 +133,9 @@ impl Forwarder {
         let (from, tick) = (arrival.from, arrival.tick);
         if peer.direct != Some(from) && self.roamed != Some((slot, from, tick)) {
             self.roamed = Some((slot, from, tick));
+            if !peer.traffic.may_punt() {
+                return self.drop(DropReason::PuntFull);
+            }
             self.punt(punt, Punted::Roamed { slot, from });
         }
     }

@@ -253,7 +253,7 @@ impl Node {
     }
 
     /// Where to dial a peer: where it was met last, then what its record says, then what was known at the start. Never this peer's own addresses.
-    fn addresses_of(&self, peer: PeerId) -> Vec<SocketAddr> {
+    pub(super) fn addresses_of(&self, peer: PeerId) -> Vec<SocketAddr> {
         let last = self.peers.of(&peer).and_then(|peer| peer.last_remote);
         let record = self.topology.entry(&peer).map(|entry| entry.record().endpoints.clone()).unwrap_or_default();
         let known = self.discovery.known.get(&peer).filter(|_| record.is_empty());
@@ -270,14 +270,16 @@ impl Node {
 
     pub(super) fn tick_discovery(&mut self, now: Time) {
         if now >= self.discovery.next_seek {
+            // Only here: changes of topology seek too, and would put off what follows for as long as they come.
+            self.discovery.next_seek = now + SEEK_EVERY;
             self.seek_neighbours(now);
             self.close_spare_links(now);
+            self.release_peers();
         }
     }
 
     /// Gives the dials an errand for each peer that is worth a link, and takes it from the others.
     pub(super) fn seek_neighbours(&mut self, now: Time) {
-        self.discovery.next_seek = now + SEEK_EVERY;
         if !self.config.discovery {
             return;
         }
@@ -374,6 +376,10 @@ impl Node {
             spare.extend(self.one_too_many().map(|link| (link, CloseReason::Unwanted)));
         }
         for (link, reason) in spare {
+            // Not to be dialled again at once.
+            if let Some(peer) = self.links.get(link).filter(|link| link.relayed()).map(|link| link.peer) {
+                self.dials.drop_errand(&Errand::Relayed(peer));
+            }
             self.close(now, link, reason);
         }
     }

@@ -1,6 +1,7 @@
 //! Links of a node: hello, sessions, messages, rekeying, ends.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use meshnet_proto::PeerId;
 use meshnet_proto::limits;
@@ -11,9 +12,10 @@ use super::sessions::{Begin, KEPT_AFTER_LINK, Shape};
 use super::{DialError, DialId, Level, LinkEnd, LinkId, Node, Output};
 use crate::fib::PeerSlot;
 use crate::gossip::Heard;
+use crate::peer::from_virtual;
 use crate::peer::link::{Link, Me, Phase, Verdict};
 use crate::peer::path::Action;
-use crate::peer::targets::closed_words;
+use crate::peer::targets::{Errand, closed_words};
 use crate::session::rekey::{Misfit, Rekeying, Step};
 use crate::session::{Cipher, SessionSecret};
 use crate::time::Time;
@@ -38,14 +40,17 @@ impl Node {
         }
         let random = self.rng.random();
         let Some(session) = (!self.stopping).then(|| self.sessions.reserve(random)).flatten() else {
-            return self.output_close(id, CloseReason::Stopping);
+            return self.turn_away(now, id, errand, remote, CloseReason::Stopping);
         };
+        if dial.is_none() {
+            self.make_room_for(now, peer, remote);
+        }
         let phase = Phase::Hello;
         let link = Link { id, peer, remote, dial, errand, phase, since: now, secret, session, hello: None };
         let control = !link.relayed();
-        if !self.links.open(link, self.config.max_links) {
+        if let Err(link) = self.links.open(link, self.config.max_links) {
             self.sessions.on_link_end(session, None);
-            return self.output_close(id, CloseReason::Full);
+            return self.turn_away(now, id, link.errand, remote, CloseReason::Full);
         }
         let hello = Hello {
             version: PROTOCOL_VERSION,
@@ -61,6 +66,30 @@ impl Node {
             extensions: Vec::new(),
         };
         self.send(id, &Control::Hello(hello));
+    }
+
+    /// Closes a connection that becomes no link; the errand that dialled it tries again.
+    fn turn_away(&mut self, now: Time, id: LinkId, errand: Option<Errand>, remote: SocketAddr, reason: CloseReason) {
+        self.output_close(id, reason);
+        if let Some(errand) = errand {
+            self.dials.on_refused(
+                now,
+                &errand,
+                remote,
+                DialError::Other("this peer has too many links under way".into()),
+            );
+        }
+    }
+
+    /// Closes the oldest link that `peer` dialled when it has dialled too many, so that no peer takes the places of others.
+    fn make_room_for(&mut self, now: Time, peer: PeerId, remote: SocketAddr) {
+        let relayed = from_virtual(remote).is_some();
+        let dialled = || self.links.of(peer).filter(|link| !link.outbound() && link.relayed() == relayed);
+        if dialled().count() >= LINKS_OF_PEER_MAX
+            && let Some(oldest) = dialled().map(|link| link.id).min()
+        {
+            self.close(now, oldest, CloseReason::Duplicate);
+        }
     }
 
     pub(super) fn on_message(&mut self, now: Time, id: LinkId, bytes: &[u8]) {
@@ -223,7 +252,7 @@ impl Node {
         let Node { sessions, rng, .. } = self;
         let Some(held) = sessions.get_mut(index) else { return };
         let steps = match message {
-            Control::Rekey(offer @ Rekey { .. }) => held.rekeying.on_offer(offer, || rng.random()),
+            Control::Rekey(offer @ Rekey { .. }) => held.rekeying.on_offer(now, offer, || rng.random()),
             Control::RekeyAck(ack) => held.rekeying.on_ack(now, ack),
             Control::RekeyDone(epoch) => held.rekeying.on_done(now, *epoch),
             _ => Ok(Vec::new()),
@@ -328,6 +357,12 @@ impl Node {
             return;
         }
         self.dials.on_unlinked(now, peer, relayed, Some(why));
+        let errand = Errand::Peer(peer);
+        if !relayed && link.phase == Phase::Up && self.dials.has(&errand) {
+            // Where the link led is worth a dial too: a peer behind a translator is in no record by the address that others see.
+            let addresses = self.addresses_of(peer);
+            self.dials.want(now, errand, &addresses, LINK_LOST);
+        }
         if !relayed {
             self.with_path(now, peer, |path, _, out| path.on_link_down(out));
         }
@@ -361,3 +396,8 @@ impl Node {
             .collect()
     }
 }
+
+/// Links of one kind that one peer may have dialled: two that cross and some that it has lost without our knowing.
+const LINKS_OF_PEER_MAX: usize = 8;
+/// Before a peer whose link ended is dialled where that led: it may be starting anew.
+const LINK_LOST: Duration = Duration::from_millis(500);

@@ -99,7 +99,9 @@ impl Node {
             let errand = Errand::Peer(id);
             self.dials.drop_errand(&errand);
             self.dials.on_unlinked(now, id, false, None);
-            self.dials.want(now, errand, &[to], Duration::ZERO);
+            // Where it is now first; its other addresses too, for it may move back before this dial is done.
+            let addresses = self.addresses_of(id);
+            self.dials.want(now, errand, &addresses, Duration::ZERO);
         }
     }
 
@@ -291,11 +293,9 @@ impl Node {
             let relay = route.best.filter(|way| !way.is_direct());
             let first = relay.map(|way| way.first());
             let errand = Errand::Relayed(route.id);
-            if relay.is_some() && !peer.path.alive() {
-                let wanted = peer.wanted.is_some_and(|at| now.since(at) < RELAYED_IDLE);
-                if small || wanted {
-                    wants.push((route.id, errand));
-                }
+            let wanted = small || peer.wanted.is_some_and(|at| now.since(at) < RELAYED_IDLE);
+            if relay.is_some() && !peer.path.alive() && wanted {
+                wants.push((route.id, errand));
             } else if self.dials.has(&errand) {
                 self.dials.drop_errand(&errand);
             }

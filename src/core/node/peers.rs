@@ -1,12 +1,13 @@
 //! The peers of a node by slot, with what the frame path shares with it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use meshnet_proto::{PeerId, limits};
 
+use super::{Node, Output};
 use crate::fib::{PeerSlot, StormBudget, Traffic};
 use crate::peer::path::{PeerPath, Sample, Timing};
 use crate::session::ReplayWindow;
@@ -36,6 +37,8 @@ pub(super) struct Peer {
     pub last_remote: Option<SocketAddr>,
     /// When it was last reachable, for people.
     pub seen: Option<Time>,
+    /// Nothing is known of it any more: its slot waits for another peer.
+    pub released: bool,
 }
 
 impl Peer {
@@ -46,6 +49,25 @@ impl Peer {
             tx_relayed: self.traffic.tx_relayed.load(Relaxed),
             rx_relayed: self.traffic.rx_relayed.load(Relaxed),
             questions: self.questions,
+        }
+    }
+
+    fn new(me: PeerId, id: PeerId, timing: Timing, seed: u64) -> Peer {
+        Peer {
+            id,
+            path: PeerPath::new(timing, me < id, seed ^ id.short().0),
+            traffic: Arc::default(),
+            flood_window: Arc::default(),
+            storm: Arc::default(),
+            questions: 0,
+            incarnation: 0,
+            avoided: Vec::new(),
+            first: None,
+            wanted: None,
+            relayed_tx: 0,
+            last_remote: None,
+            seen: None,
+            released: false,
         }
     }
 
@@ -60,11 +82,13 @@ impl Peer {
     }
 }
 
-/// All peers. Slots are given once and kept.
+/// All peers. A slot stays with its peer until nothing is known of that any more, and then waits as long as it can for another.
 #[derive(Debug)]
 pub(super) struct Peers {
     slots: Vec<Peer>,
     by_id: BTreeMap<PeerId, PeerSlot>,
+    /// Released slots, the oldest first.
+    free: VecDeque<PeerSlot>,
     /// Those that need ticks.
     pub active: BTreeSet<PeerSlot>,
     me: PeerId,
@@ -74,7 +98,15 @@ pub(super) struct Peers {
 
 impl Peers {
     pub fn new(me: PeerId, timing: Timing, seed: u64) -> Peers {
-        Peers { slots: Vec::new(), by_id: BTreeMap::new(), active: BTreeSet::new(), me, timing, seed }
+        Peers {
+            slots: Vec::new(),
+            by_id: BTreeMap::new(),
+            free: VecDeque::new(),
+            active: BTreeSet::new(),
+            me,
+            timing,
+            seed,
+        }
     }
 
     /// The slot of a peer, made when there is none; none when the mesh is too large.
@@ -82,27 +114,26 @@ impl Peers {
         if let Some(slot) = self.by_id.get(&id) {
             return Some(*slot);
         }
-        if self.slots.len() >= limits::PEERS_MAX {
-            return None;
+        let peer = Peer::new(self.me, id, self.timing, self.seed);
+        if self.slots.len() < SLOTS_FRESH || self.free.is_empty() && self.slots.len() < limits::PEERS_MAX {
+            let slot = PeerSlot(self.slots.len() as u32);
+            self.by_id.insert(id, slot);
+            self.slots.push(peer);
+            return Some(slot);
         }
-        let slot = PeerSlot(self.slots.len() as u32);
+        let slot = self.free.pop_front()?;
+        *self.get_mut(slot)? = peer;
         self.by_id.insert(id, slot);
-        self.slots.push(Peer {
-            id,
-            path: PeerPath::new(self.timing, self.me < id, self.seed ^ id.short().0),
-            traffic: Arc::default(),
-            flood_window: Arc::default(),
-            storm: Arc::default(),
-            questions: 0,
-            incarnation: 0,
-            avoided: Vec::new(),
-            first: None,
-            wanted: None,
-            relayed_tx: 0,
-            last_remote: None,
-            seen: None,
-        });
         Some(slot)
+    }
+
+    /// Takes a peer's slot from it.
+    fn release(&mut self, slot: PeerSlot) {
+        let Some(peer) = self.slots.get_mut(slot.0 as usize).filter(|peer| !peer.released) else { return };
+        peer.released = true;
+        self.by_id.remove(&peer.id);
+        self.active.remove(&slot);
+        self.free.push_back(slot);
     }
 
     pub fn slot(&self, id: &PeerId) -> Option<PeerSlot> {
@@ -146,6 +177,27 @@ impl Peers {
     pub fn refill_storm(&self, tokens: i64, most: i64) {
         for peer in &self.slots {
             refill(&peer.storm, tokens, most);
+            peer.traffic.punted.store(0, Relaxed);
+        }
+    }
+}
+
+impl Node {
+    /// Takes their slots from peers of whom no record, link or session is left, or a mesh whose machines come and go would run out of slots.
+    pub(super) fn release_peers(&mut self) {
+        let keyed: BTreeSet<PeerSlot> = self.sessions.iter().map(|held| held.slot).collect();
+        let linked: BTreeSet<PeerId> = self.links.iter().map(|link| link.peer).collect();
+        let left = |(slot, peer): &(PeerSlot, &Peer)| {
+            !(peer.released
+                || keyed.contains(slot)
+                || linked.contains(&peer.id)
+                || self.topology.entry(&peer.id).is_some())
+        };
+        let left: Vec<PeerSlot> = self.peers.iter().filter(left).map(|(slot, _)| slot).collect();
+        for slot in left {
+            self.peers.release(slot);
+            self.publisher.changed();
+            self.outputs.push_back(Output::FlushMacs(slot));
         }
     }
 }
@@ -157,3 +209,6 @@ pub(super) fn refill(budget: &StormBudget, tokens: i64, most: i64) {
         budget.tokens.fetch_add(tokens.min(most - held), Relaxed);
     }
 }
+
+/// Slots given before a released one is given again, so that what is on its way to the old peer does not meet the new one.
+const SLOTS_FRESH: usize = 256;

@@ -133,9 +133,10 @@ impl Node {
                 && now.since(since) > UNREACHABLE_AFTER
             {
                 let ago = now.since(since).as_secs();
-                let remedy =
-                    "if it is gone for good, nothing; else check that meshd runs there and the network between";
-                add(format!("{name} cannot be reached, for {ago} s"), remedy);
+                add(
+                    format!("{name} cannot be reached, for {ago} s"),
+                    "if it is gone for good, nothing; else check that meshd runs there and the network between",
+                );
                 continue;
             }
             if record.mtu != self.config.mtu && entry.reachable() {

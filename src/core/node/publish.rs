@@ -76,17 +76,21 @@ impl Node {
         self.outputs.push_back(Output::Publish(Arc::new(fib)));
     }
 
-    fn compile(&self) -> Fib {
+    pub(super) fn compile(&self) -> Fib {
         let chosen = self.sessions.chosen();
         let to_slots = |peers: &[meshnet_proto::PeerId]| -> Vec<PeerSlot> {
             peers.iter().filter_map(|peer| self.peers.slot(peer)).collect()
         };
-        let mut by_short: Vec<_> = self.peers.iter().map(|(slot, peer)| (peer.id.short(), slot)).collect();
+        let mut by_short: Vec<_> =
+            self.peers.iter().filter(|(_, peer)| !peer.released).map(|(slot, peer)| (peer.id.short(), slot)).collect();
         by_short.sort_unstable();
         let peers: Vec<Option<FibPeer>> = self
             .peers
             .iter()
             .map(|(slot, peer)| {
+                if peer.released {
+                    return None;
+                }
                 let session = chosen.get(&slot).map(|held| held.session.clone());
                 let flood_on = self.routes.get(&peer.id).map(|route| to_slots(&route.flood_on)).unwrap_or_default();
                 Some(FibPeer {

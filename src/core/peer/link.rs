@@ -108,14 +108,14 @@ pub struct Links {
 }
 
 impl Links {
-    /// Takes in a new link, waiting for its hello. False: there are too many that say nothing, close it.
-    pub fn open(&mut self, link: Link, max_links: usize) -> bool {
+    /// Takes in a new link, waiting for its hello. Gives it back when there are too many that say nothing: close it.
+    pub fn open(&mut self, link: Link, max_links: usize) -> Result<(), Box<Link>> {
         let waiting = self.all.values().filter(|link| link.phase == Phase::Hello).count();
         if waiting >= WAITING_MAX || self.all.len() >= max_links.saturating_mul(2) + WAITING_MAX {
-            return false;
+            return Err(Box::new(link));
         }
         self.all.insert(link.id, link);
-        true
+        Ok(())
     }
 
     /// The other end said hello.

@@ -6,8 +6,9 @@
 //!     ▲                │                  │ all failed
 //!     └────────────────┴──────────────────┘  0.5 s, doubling to 30 s, ± 25 %
 //! ```
-//! An [`Errand`] is a target (a name or address by flag or command), a known peer, or a known peer through relays. At most [`DIALS_MAX`] dials run at
-//! once, and no more start than the budget allows; targets go first. Deliberately lacks: names' resolution, QUIC, which peers are worth a link.
+//! An [`Errand`] is a target (a name or address by flag or command), a known peer, or a known peer through relays. At most [`DIALS_MAX`] dials by address and
+//! as many through relays run at once, and no more start than the budget allows; who waited longest goes first, of equals targets. Deliberately lacks:
+//! names' resolution, QUIC, which peers are worth a link.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -102,8 +103,8 @@ pub struct Dials {
     /// Peers that have a link, direct (false) or relayed (true).
     linked: BTreeSet<(PeerId, bool)>,
     last_dial: u64,
-    /// Dials that may start now, in thousandths.
-    budget_milli: u64,
+    /// Dials that may start now, in thousandths: direct ones, and those through relays.
+    budget_milli: [u64; 2],
     refilled: Time,
     rng: StdRng,
 }
@@ -116,7 +117,7 @@ impl Dials {
             by_dial: BTreeMap::new(),
             linked: BTreeSet::new(),
             last_dial: 0,
-            budget_milli: BUDGET_MAX * 1000,
+            budget_milli: [BUDGET_MAX * 1000; 2],
             refilled: Time::ZERO,
             rng,
         }
@@ -270,7 +271,7 @@ impl Dials {
     pub fn on_tick(&mut self, now: Time, out: &mut Vec<Ask>) {
         self.refill(now);
         self.expire(now);
-        let Dials { errands, by_dial, linked, last_dial, budget_milli, .. } = self;
+        let Dials { errands, linked, rng, .. } = self;
         for (errand, entry) in errands.iter_mut() {
             let class = matches!(errand, Errand::Relayed(_));
             if matches!(entry.state, State::Waiting { .. })
@@ -288,27 +289,61 @@ impl Dials {
                     entry.begin(now);
                 }
             }
-            let State::Dialling { active, next, next_at } = &mut entry.state else { continue };
-            if *next_at > now || by_dial.len() >= DIALS_MAX || *budget_milli < 1000 {
+            // Its addresses were replaced by fewer while it waited for its turn: this round is over.
+            if matches!(&entry.state, State::Dialling { active, next, .. } if active.is_empty() && *next >= entry.addresses.len())
+            {
+                entry.wait(now, rng);
+            }
+        }
+        self.dial_due(now, out);
+    }
+
+    /// Starts the dials that are due, those that waited longest first: errands that fail again and again leave room for the others.
+    fn dial_due(&mut self, now: Time, out: &mut Vec<Ask>) {
+        let due = |(errand, entry): (&Errand, &Entry)| match entry.state {
+            State::Dialling { next, next_at, .. } if next_at <= now && next < entry.addresses.len() => {
+                Some((next_at, errand.clone()))
+            }
+            _ => None,
+        };
+        let mut waiting: Vec<(Time, Errand)> = self.errands.iter().filter_map(due).collect();
+        waiting.sort();
+        for (_, errand) in waiting {
+            let class = errand.class();
+            if self.full(class) {
                 continue;
             }
-            let Some(remote) = entry.addresses.get(*next).copied() else { continue };
-            *budget_milli -= 1000;
+            let Dials { errands, by_dial, last_dial, budget_milli, .. } = self;
+            let Some(entry) = errands.get_mut(&errand) else { continue };
+            let State::Dialling { active, next, next_at } = &mut entry.state else { continue };
+            let (Some(remote), Some(budget)) = (entry.addresses.get(*next).copied(), budget_milli.get_mut(class))
+            else {
+                continue;
+            };
+            *budget = budget.saturating_sub(1000);
             *last_dial += 1;
             let dial = DialId(*last_dial);
             *next += 1;
             *next_at = now + STAGGER;
             active.push(Active { dial, remote, until: now + DIAL_WITHIN });
-            by_dial.insert(dial, errand.clone());
             let expect = entry.peer.filter(|_| !matches!(errand, Errand::Target(_)));
+            by_dial.insert(dial, errand);
             out.push(Ask::Dial { dial, remote, expect });
         }
+    }
+
+    /// Whether no dial of this class may start now. Dials through relays have a share of their own: they are the way to peers whose addresses are all silent.
+    fn full(&self, class: usize) -> bool {
+        let running = self.by_dial.values().filter(|errand| errand.class() == class).count();
+        running >= DIALS_MAX || self.budget_milli.get(class).is_none_or(|budget| *budget < 1000)
     }
 
     fn refill(&mut self, now: Time) {
         let earned = now.since(self.refilled).as_millis() as u64 * BUDGET_PER_S;
         self.refilled = now;
-        self.budget_milli = (self.budget_milli + earned).min(BUDGET_MAX * 1000);
+        for budget in &mut self.budget_milli {
+            *budget = (*budget + earned).min(BUDGET_MAX * 1000);
+        }
     }
 
     fn expire(&mut self, now: Time) {
@@ -330,22 +365,30 @@ impl Dials {
 
     /// When [`Dials::on_tick`] has something to do.
     pub fn deadline(&self) -> Time {
-        let full = self.by_dial.len() >= DIALS_MAX || self.budget_milli < 1000;
-        let of = |entry: &Entry| match &entry.state {
+        let full = [self.full(0), self.full(1)];
+        let of = |(errand, entry): (&Errand, &Entry)| match &entry.state {
             State::Waiting { .. } if entry.addresses.is_empty() && entry.peer.is_some() => Time::NEVER,
             State::Waiting { until } | State::Resolving { until } => *until,
             State::Dialling { active, next, next_at } => {
                 let expiry = active.iter().map(|of| of.until).min().unwrap_or(Time::NEVER);
+                let full = full.get(errand.class()).copied().unwrap_or(true);
                 if !full && *next < entry.addresses.len() { expiry.min(*next_at) } else { expiry }
             }
             State::Linked { .. } => Time::NEVER,
         };
-        self.errands.values().map(of).min().unwrap_or(Time::NEVER)
+        self.errands.iter().map(of).min().unwrap_or(Time::NEVER)
     }
 
     /// How all errands stand.
     pub fn standings(&self, now: Time) -> Vec<Standing> {
         self.errands.iter().map(|(errand, entry)| entry.standing(now, errand)).collect()
+    }
+}
+
+impl Errand {
+    /// 0: by an address, 1: through relays.
+    fn class(&self) -> usize {
+        usize::from(matches!(self, Errand::Relayed(_)))
     }
 }
 
@@ -470,7 +513,7 @@ const DIAL_WITHIN: Duration = Duration::from_secs(8);
 const RESOLVE_WITHIN: Duration = Duration::from_secs(15);
 /// The next address of a peer is tried while the one before is still silent (RFC 8305 proposes 250 ms).
 const STAGGER: Duration = Duration::from_millis(300);
-/// Dials at once: enough to mesh 30 peers in a second, too few to fill a NAT table.
+/// Dials at once, by address and again through relays: enough to mesh 30 peers in a second, too few to fill a NAT table.
 const DIALS_MAX: usize = 8;
 /// Dials that may start in a burst.
 const BUDGET_MAX: u64 = 120;

@@ -88,12 +88,14 @@ pub struct Rekeying {
     phase: Phase,
     /// The epoch before is open until then.
     old_until: Option<Time>,
+    /// Offers in a row that came too soon.
+    hasty: u8,
 }
 
 impl Rekeying {
     /// For a session in epoch 0.
     pub fn new(now: Time, limits: Limits, lower: bool) -> Rekeying {
-        Rekeying { limits, lower, epoch: 0, since: now, phase: Phase::Steady, old_until: None }
+        Rekeying { limits, lower, epoch: 0, since: now, phase: Phase::Steady, old_until: None, hasty: 0 }
     }
 
     /// The epoch that is sealed with.
@@ -122,9 +124,20 @@ impl Rekeying {
         steps
     }
 
-    /// `Rekey` came.
-    pub fn on_offer(&mut self, offer: &Rekey, random: impl FnOnce() -> [u8; 32]) -> Result<Vec<Step>, Misfit> {
+    /// `Rekey` came. An honest end keeps its old epoch for a while before it offers again; an offer may seem hasty when this end was held up, several in a row
+    /// only want to make it work: each exchange derives all keys anew.
+    pub fn on_offer(
+        &mut self,
+        now: Time,
+        offer: &Rekey,
+        random: impl FnOnce() -> [u8; 32],
+    ) -> Result<Vec<Step>, Misfit> {
         let epoch = self.next(offer.epoch)?;
+        let hasty = self.old_until.is_some_and(|until| until.since(now) > OLD_KEPT / 2);
+        self.hasty = if hasty { self.hasty + 1 } else { 0 };
+        if self.hasty > HASTY_MAX {
+            return Err(Misfit);
+        }
         match self.phase {
             Phase::Offered(_) if self.lower => return Ok(Vec::new()),
             Phase::Acked => return Err(Misfit),
@@ -188,6 +201,8 @@ const AGE: Duration = Duration::from_secs(120);
 const DATAGRAMS: u64 = 1 << 26;
 /// Longer than any datagram is on its way.
 const OLD_KEPT: Duration = Duration::from_secs(10);
+/// Offers in a row that may come too soon.
+const HASTY_MAX: u8 = 2;
 
 #[cfg(test)]
 mod tests;

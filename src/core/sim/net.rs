@@ -162,12 +162,14 @@ impl Net {
     pub fn copies(&self, rng: &mut StdRng, from: HostId, to: HostId) -> Vec<Duration> {
         let Conditions { jitter, loss, duplicate, .. } = self.conditions;
         let copies = if duplicate > 0.0 && rng.random_bool(duplicate) { 2 } else { 1 };
-        let lost = |rng: &mut StdRng| loss > 0.0 && rng.random_bool(loss);
-        (0..copies)
-            .filter_map(
-                |_| if lost(rng) { None } else { Some(self.delay(from, to) + jitter.mul_f64(rng.random::<f64>())) },
-            )
-            .collect()
+        let mut delays = Vec::new();
+        for _ in 0..copies {
+            let lost = loss > 0.0 && rng.random_bool(loss);
+            if !lost {
+                delays.push(self.delay(from, to) + jitter.mul_f64(rng.random::<f64>()));
+            }
+        }
+        delays
     }
 }
 

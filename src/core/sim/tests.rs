@@ -479,3 +479,25 @@ fn equal_seeds_give_equal_runs() {
     assert_eq!(run(seed()), run(seed()));
     assert_ne!(run(seed()), run(seed() + 1));
 }
+
+#[test]
+fn a_large_mesh_makes_sessions_on_demand() {
+    let mut sim = Sim::new(seed(), Conditions::LAN);
+    let hosts = sim.cluster(44, |n| if n == 0 { vec![] } else { vec![0] });
+    sim.run(Duration::from_secs(60));
+    let neighbours: Vec<PeerId> =
+        sim.hosts[1].fib.neighbours.iter().map(|slot| sim.hosts[1].fib.peer(*slot).unwrap().id).collect();
+    let far = hosts.iter().copied().find(|host| *host != 1 && !neighbours.contains(&sim.hosts[*host].id()));
+    let far = far.expect("most pairs have no link");
+    let hello = sim.inject(far, None);
+    sim.run(ms(50));
+    assert_eq!(sim.reached(hello).len(), 43, "floods need no session with everyone");
+    // The first frame asks for the session; those behind it pass.
+    for _ in 0..30 {
+        sim.inject(1, Some(far));
+        sim.run(ms(100));
+    }
+    let frame = sim.inject(1, Some(far));
+    sim.run(ms(50));
+    assert_eq!(sim.reached(frame), [far]);
+}

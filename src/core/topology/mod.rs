@@ -366,7 +366,7 @@ impl Topology {
         let name = &entry.record().name;
         let live = |id: &&PeerId| *id != peer && self.entries.get(id).is_some_and(Entry::reachable);
         let shared = self.by_name.get(name).is_some_and(|sharers| sharers.iter().any(|id| live(&id)));
-        let clean: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let clean: String = name.chars().map(|c| if upsets(c) { '?' } else { c }).collect();
         match (clean.is_empty(), shared) {
             (true, _) => peer.brief(),
             (false, true) => format!("{clean}~{}", peer.to_string().get(..4).unwrap_or_default()),
@@ -419,6 +419,12 @@ pub struct Difference {
     pub send: Vec<PeerId>,
     /// Held newer there.
     pub want: Vec<PeerId>,
+}
+
+/// Control characters, and those that are unseen or turn the direction of what follows: with them one peer could pass for another, or garble a table.
+fn upsets(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 fn key(peer: &PeerId, entry: &Entry) -> RecordKey {

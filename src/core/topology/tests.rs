@@ -231,6 +231,8 @@ fn names_that_two_live_peers_share() {
     assert_eq!(topology.display_name(&a), "web", "the other one is not live");
     assert_eq!(topology.display_name(&c), format!("web~{}", &c.to_string()[..4]));
     assert_eq!(topology.display_name(&b), "db?[31m");
+    topology.merge(Time::ZERO, made(9, (1, 1), &[], "a\u{202e}b\u{200b}ü"));
+    assert_eq!(topology.display_name(&id(9)), "a?b?ü");
     topology.merge(Time::ZERO, made(2, (1, 2), &[(a, 1)], "web"));
     assert_eq!(topology.display_name(&a), format!("web~{}", &a.to_string()[..4]));
     topology.merge(Time::ZERO, made(2, (1, 3), &[(a, 1)], ""));

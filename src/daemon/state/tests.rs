@@ -204,7 +204,7 @@ fn a_kill_at_any_point_leaves_old_or_new() {
             .unwrap();
         let begun = Instant::now();
         while !scratch.path().join("saved.json").exists() {
-            assert!(begun.elapsed() < Duration::from_secs(5), "the child writes");
+            assert!(begun.elapsed() < Duration::from_secs(60), "the child writes");
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_micros(500 * round));

@@ -3,7 +3,7 @@ use meshnet_proto::wire::data::{Gso, Offload};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fib::STORM_BURST_FRAMES;
+use crate::fib::{PUNTS_PER_REFILL, STORM_BURST_FRAMES};
 use crate::forward::seal_inner;
 use crate::forward::testbed::*;
 use crate::session::Cipher;
@@ -324,18 +324,19 @@ fn tampering_with_a_relayed_datagram() {
     }
 }
 
-/// A RELAY datagram of machine 0 for machine 1, with this route, position and content.
+/// A RELAY datagram of machine 0 for machine 1, with this route, position and content. By hand, since no honest route can be as wrong as some.
 fn relayed(bed: &Testbed, source: usize, hops: &[usize], position: u8, inside: &[u8]) -> Vec<u8> {
-    use meshnet_proto::wire::data::Route;
-    let hops: Vec<ShortId> = hops.iter().map(|hop| peer_id(*hop).short()).collect();
-    let route = Route::new(&hops).unwrap();
-    let mut datagram = vec![0; route.overhead_bytes()];
-    datagram.extend_from_slice(inside);
+    let mut header = vec![hops.len() as u8, position, 0, 0];
+    for peer in [&[source], hops].concat() {
+        header.extend_from_slice(&peer_id(peer).short().0.to_be_bytes());
+    }
+    let mut datagram = [&[0; OUTER_BYTES][..], &header, &[0; TAG_BYTES], inside].concat();
+    let before = datagram.len() - inside.len();
     let session = bed.fibs[0].peer(PeerSlot(1)).unwrap().session.clone().unwrap();
     // A tag over less than 16 bytes cannot be made: such a datagram is cut afterwards.
-    datagram.resize(datagram.len().max(route.overhead_bytes() + 16), 0);
-    seal_relay(&session, 1, &Relay { source: peer_id(source).short(), route, position }, &mut datagram).unwrap();
-    datagram.truncate(route.overhead_bytes() + inside.len());
+    datagram.resize(datagram.len().max(before + 16), 0);
+    session.seal_hop(1, &mut datagram, header.len()).unwrap();
+    datagram.truncate(before + inside.len());
     datagram
 }
 
@@ -469,4 +470,19 @@ proptest! {
         let mut outside = relayed(&bed, 0, &[1, 2], 0, &plain);
         bed.inbound(1, address(0), &mut outside, &mut ends);
     }
+}
+
+#[test]
+fn one_peer_cannot_fill_the_way_to_the_node() {
+    let (mut bed, mut ends) = bed(3);
+    let probe = |bed: &Testbed, from: usize| sealed(bed, from, 1, &Inner::plain(InnerKind::Probe), &[0; 24]);
+    for n in 0..5_000 {
+        // Each from another port, so that each would also tell of a move.
+        let from = SocketAddr::new(address(0).ip(), 10_000 + n);
+        bed.inbound(1, from, &mut probe(&bed, 0), &mut ends);
+    }
+    assert!(ends.punts.all.len() <= PUNTS_PER_REFILL as usize, "{} went to the node", ends.punts.all.len());
+    ends.punts.all.clear();
+    bed.inbound(1, address(2), &mut probe(&bed, 2), &mut ends);
+    assert_eq!(ends.punts.all.len(), 1, "another peer's probe");
 }

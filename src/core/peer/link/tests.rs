@@ -38,7 +38,7 @@ fn open(links: &mut Links, id: u64, peer: PeerId, outbound: bool) -> LinkId {
         session: 0,
         hello: None,
     };
-    assert!(links.open(link, 2));
+    assert!(links.open(link, 2).is_ok());
     LinkId(id)
 }
 
@@ -142,7 +142,7 @@ fn links_without_a_hello_are_bounded_in_time_and_number() {
     }
     let one_more = links.get(LinkId(0)).unwrap();
     let one_more = Link { id: LinkId(999), secret: SessionSecret([0; 64]), hello: None, errand: None, ..*one_more };
-    assert!(!links.open(one_more, 2));
+    assert!(links.open(one_more, 2).is_err());
     assert_eq!(links.overdue(seconds(4)), []);
     assert_eq!(links.overdue(seconds(5)).len(), WAITING_MAX);
 }

@@ -178,3 +178,81 @@ fn a_link_that_the_other_end_made_is_enough() {
     dials.on_unlinked(at(10_000), PEER, false, None);
     assert_eq!(dialled(&tick(&mut dials, 10_700)).len(), 1);
 }
+
+fn spot(n: u16) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], n))
+}
+
+fn peer(n: u8) -> PeerId {
+    PeerId([n; 16])
+}
+
+#[test]
+fn addresses_that_go_away_while_an_errand_waits_its_turn_end_the_round_and_not_the_errand() {
+    let mut dials = dials();
+    // All places are taken by silent peers, so that the last errand stands ready and has dialled nothing.
+    for n in 0..DIALS_MAX as u8 {
+        dials.want(at(0), Errand::Peer(peer(n)), &[spot(u16::from(n))], Duration::ZERO);
+    }
+    assert_eq!(dialled(&tick(&mut dials, 0)).len(), DIALS_MAX);
+    let last = Errand::Peer(peer(99));
+    dials.want(at(0), last.clone(), &[spot(99)], Duration::ZERO);
+    assert!(dialled(&tick(&mut dials, 1)).is_empty());
+    // Its record changes: no addresses for a moment, then another.
+    dials.want(at(2), last.clone(), &[], Duration::ZERO);
+    tick(&mut dials, 2);
+    dials.want(at(3), last, &[], Duration::ZERO);
+    for n in 0..DIALS_MAX as u8 {
+        dials.drop_errand(&Errand::Peer(peer(n)));
+    }
+    dials.want(at(4), Errand::Peer(peer(99)), &[spot(100)], Duration::ZERO);
+    let again = (5..60_000).step_by(100).any(|ms| !dialled(&tick(&mut dials, ms)).is_empty());
+    assert!(again, "never dialled again");
+}
+
+/// Runs for `ms` with every dial silent but those to `live`; says when that was dialled first.
+fn first_dial_of(dials: &mut Dials, live: SocketAddr, ms: u64) -> Option<u64> {
+    let mut running: Vec<(u64, DialId)> = Vec::new();
+    for now in (0..ms).step_by(100) {
+        running.retain(|(until, dial)| {
+            let over = *until <= now;
+            if over {
+                dials.on_failed(at(now), *dial, DialError::Timeout);
+            }
+            !over
+        });
+        for (dial, remote) in dialled(&tick(dials, now)) {
+            if remote == live {
+                return Some(now);
+            }
+            running.push((now + 5_000, dial));
+        }
+    }
+    None
+}
+
+#[test]
+fn silent_peers_with_many_addresses_leave_room_for_dials_through_relays() {
+    let mut dials = dials();
+    for n in 0..30 {
+        let addresses: Vec<SocketAddr> = (0..16).map(|k| spot(n * 16 + k)).collect();
+        dials.want(at(0), Errand::Peer(peer(n as u8)), &addresses, Duration::ZERO);
+    }
+    let relayed = spot(60_000);
+    dials.want(at(0), Errand::Relayed(peer(77)), &[relayed], Duration::from_millis(500));
+    let first = first_dial_of(&mut dials, relayed, 120_000);
+    assert!(first.is_some_and(|ms| ms < 1_000), "{first:?}");
+}
+
+#[test]
+fn silent_peers_leave_room_for_a_peer_of_a_higher_id() {
+    let mut dials = dials();
+    for n in 0..30 {
+        let addresses: Vec<SocketAddr> = (0..4).map(|k| spot(n * 16 + k)).collect();
+        dials.want(at(0), Errand::Peer(peer(n as u8)), &addresses, Duration::ZERO);
+    }
+    let live = spot(60_000);
+    dials.want(at(0), Errand::Peer(peer(255)), &[live], Duration::from_secs(20));
+    let first = first_dial_of(&mut dials, live, 600_000);
+    assert!(first.is_some_and(|ms| ms < 120_000), "{first:?}");
+}

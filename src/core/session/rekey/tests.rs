@@ -18,7 +18,7 @@ fn machine(state: &str, lower: bool) -> Rekeying {
         "steady" => {}
         "offered" => assert_eq!(machine.on_tick(at(9), 1, || [1; 32]).len(), 1),
         "acked" => {
-            machine.on_offer(&Rekey { epoch: 1, public_key: public(9) }, || [1; 32]).unwrap();
+            machine.on_offer(at(0), &Rekey { epoch: 1, public_key: public(9) }, || [1; 32]).unwrap();
         }
         _ => panic!("{state}"),
     }
@@ -38,13 +38,13 @@ fn every_state_and_input() {
     let offer = |epoch| Rekey { epoch, public_key: public(2) };
     type Act = fn(&mut Rekeying, Rekey) -> Result<Vec<Step>, Misfit>;
     let acts: [(&str, Act); 3] = [
-        ("offer", |m, r| m.on_offer(&r, || [3; 32])),
+        ("offer", |m, r| m.on_offer(at(1), &r, || [3; 32])),
         ("ack", |m, r| m.on_ack(at(1), &r)),
         ("done", |m, r| m.on_done(at(1), r.epoch)),
     ];
     // state, this end is lower, input, epoch → steps (none: misfit), state after
-    type Row<'a> = (&'a str, bool, &'a str, u32, Option<&'a str>, &'a str);
-    let table: [Row<'_>; 18] = [
+    type Row = (&'static str, bool, &'static str, u32, Option<&'static str>, &'static str);
+    let table: [Row; 18] = [
         ("steady", true, "offer", 1, Some("Open(1) Ack"), "acked"),
         ("steady", false, "offer", 1, Some("Open(1) Ack"), "acked"),
         ("steady", true, "offer", 0, None, "steady"),
@@ -109,8 +109,8 @@ fn both_ends_get_one_secret_even_when_offers_cross() {
     };
     let Control::Rekey(from_low) = sent(&low.on_tick(at(9), 1, || [1; 32])) else { panic!() };
     let Control::Rekey(from_high) = sent(&high.on_tick(at(9), 1, || [2; 32])) else { panic!() };
-    assert_eq!(low.on_offer(&from_high, || [3; 32]), Ok(vec![]));
-    let answered = high.on_offer(&from_low, || [4; 32]).unwrap();
+    assert_eq!(low.on_offer(at(9), &from_high, || [3; 32]), Ok(vec![]));
+    let answered = high.on_offer(at(9), &from_low, || [4; 32]).unwrap();
     let Control::RekeyAck(ack) = sent(&answered) else { panic!() };
     let closed = low.on_ack(at(9), &ack).unwrap();
     assert_eq!(answered[0], closed[0], "the secrets differ");
@@ -131,6 +131,22 @@ fn points_of_small_order_are_refused() {
         one[0] = 1;
         one
     }] {
-        assert_eq!(machine.on_offer(&Rekey { epoch: 1, public_key }, || [1; 32]), Err(Misfit));
+        assert_eq!(machine.on_offer(at(0), &Rekey { epoch: 1, public_key }, || [1; 32]), Err(Misfit));
     }
+}
+
+#[test]
+fn an_end_that_offers_without_pause_is_cut() {
+    let mut machine = Rekeying::new(at(0), LIMITS, true);
+    let exchange = |machine: &mut Rekeying, epoch: u32, second: u64| {
+        let offer = Rekey { epoch, public_key: public(epoch as u8 + 1) };
+        machine.on_offer(at(second), &offer, || [3; 32])?;
+        machine.on_done(at(second), epoch)
+    };
+    // Once every 11 s is what an honest end under load does.
+    for epoch in 1..=20 {
+        assert!(exchange(&mut machine, epoch, u64::from(epoch) * 11).is_ok(), "{epoch}");
+    }
+    let kept = (21..40).take_while(|epoch| exchange(&mut machine, *epoch, 221).is_ok()).count();
+    assert_eq!(kept, usize::from(HASTY_MAX));
 }
