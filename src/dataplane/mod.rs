@@ -13,7 +13,8 @@
 //! One thread takes a frame from read to send. Threads are owned by [`Dataplane`] and end with it; one that panics ends the process, because half a data
 //! path is worse than none. Both queues are bounded, and drop and count when full.
 //!
-//! May use `core`, `tap`, `udp`, `sys`, `buf`. Deliberately lacks: tokio, locks and allocation per frame, clocks (the tick is the driver's).
+//! May use `core`, `tap`, `udp`, `sys`, `buf`. Deliberately lacks: tokio, locks and allocation per frame, clocks while there are frames (the tick is the
+//! driver's).
 
 mod idle;
 mod inbound;
