@@ -2,7 +2,7 @@
 //!
 //! A bridge that we made carries our name in its alias, so that a later run knows it as ours. On ours: fixed MAC address, no spanning tree, no
 //! multicast snooping (the mesh floods multicast; a snooping bridge would forget members that speak on another machine). An adopted one keeps its
-//! own settings; only the TAP's port is made to carry all multicast. Nothing is removed here but by [`Netlink::remove_bridge`].
+//! own settings; only the TAP's port is made to carry all multicast. Nothing is ever removed here: containers sit on it.
 
 use std::fmt;
 
@@ -121,14 +121,6 @@ impl Netlink {
             }
         }
         Err(Error::Unsettled(done.pop().unwrap_or(Change::TapMissing)))
-    }
-
-    /// Removes the bridge if we made it; an adopted one stays. Only by order, never at the end of a run: containers sit on it.
-    pub async fn remove_bridge(&self, name: &str) -> Result<bool, Error> {
-        match self.link(name).await? {
-            Some(link) if link.kind == Kind::Bridge && is_ours(&link) => self.remove_link(&link).await.map(|()| true),
-            _ => Ok(false),
-        }
     }
 
     /// MAC address of `ip` as the host's neighbour table on the bridge has it.

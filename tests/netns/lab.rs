@@ -63,7 +63,9 @@ fn is_root() -> bool {
 
 /// Runs this very program again with `arguments`, inside a lab. Gives its exit status.
 pub fn enter(arguments: &[&str]) -> Result<ExitStatus, String> {
-    let mut command = Command::new("unshare");
+    // Should this process be killed, so is the lab.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "unshare"]);
     if !is_root() {
         command.args(["--user", "--map-root-user"]);
     }
@@ -71,7 +73,7 @@ pub fn enter(arguments: &[&str]) -> Result<ExitStatus, String> {
     command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
     command.arg(exe).args(arguments).env(INSIDE, "1");
     let status =
-        command.status().map_err(|error| format!("unshare: {error}; install it: apt-get install util-linux"))?;
+        command.status().map_err(|error| format!("setpriv: {error}; install it: apt-get install util-linux"))?;
     Ok(status)
 }
 
