@@ -507,3 +507,20 @@ fn thirty_start_at_once() {
         println!("thirty are fully meshed {:?} after the first start", start.elapsed());
     });
 }
+
+/// `a ── b`: while the wire is down, nothing of the overlay changes, and nobody is blamed for it.
+#[test]
+fn a_pulled_cable_changes_nothing() {
+    lab::test("a_pulled_cable_changes_nothing", |lab| {
+        let [(host, a), (_, _b)] = two(lab);
+        let before = a.status()["device"].clone();
+        host.run(&["ip", "link", "set", "wire0", "down"]);
+        for _ in 0..12 {
+            std::thread::sleep(SECOND / 2);
+            assert_eq!(a.status()["device"], before);
+        }
+        host.run(&["ip", "link", "set", "wire0", "up"]);
+        a.await_peers(2, 40 * SECOND);
+        assert!(!a.log_text().contains("by someone else"), "{}", a.log_text());
+    });
+}

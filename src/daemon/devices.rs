@@ -217,18 +217,7 @@ impl Keeper {
     /// Puts back what is missing, and tells what changed below.
     async fn round(&mut self) -> Result<()> {
         let underlay = self.netlink.underlay(&self.desired.bridge, &[]).await?;
-        let addresses = endpoints(&self.settings, &underlay, self.port);
-        if addresses != self.addresses {
-            self.addresses.clone_from(&addresses);
-            info!(addresses = ?addresses, "own addresses changed");
-            self.tell(Notice::Addresses(addresses)).await;
-        }
-        let mtu = overlay_mtu(&self.settings, &underlay);
-        if self.desired.mtu != u32::from(mtu) {
-            self.desired.mtu = u32::from(mtu);
-            info!(mtu, "MTU of the overlay changed");
-            self.tell(Notice::Mtu(mtu)).await;
-        }
+        let follow = self.follow(&underlay).await;
         let mut changes = self.netlink.ensure(&self.desired).await?;
         if changes.contains(&Change::TapMissing) {
             let tap = Tap::open(&self.desired.tap, self.settings.workers)?;
@@ -240,10 +229,35 @@ impl Keeper {
             let joined = self.netlink.rejoin(&self.desired.bridge).await?;
             info!(interfaces = joined, "attached interfaces are on the new bridge");
         }
-        if !changes.is_empty() {
-            warn!(changes = words(&changes), "bridge or TAP were changed by someone else and are put back");
+        match changes.is_empty() {
+            true => {}
+            false if follow => info!(changes = words(&changes), "bridge and TAP follow"),
+            false => warn!(changes = words(&changes), "bridge or TAP were changed by someone else and are put back"),
         }
         Ok(())
+    }
+
+    /// Tells what changed below; true when bridge and TAP must change for it.
+    async fn follow(&mut self, underlay: &Underlay) -> bool {
+        let addresses = endpoints(&self.settings, underlay, self.port);
+        let real = |addresses: &[SocketAddr]| addresses.iter().any(|address| !address.ip().is_loopback());
+        if real(&self.addresses) && !real(&addresses) {
+            // A pulled cable, or an address being changed: loopback's address and MTU would help nobody, and what was there comes back as a rule.
+            return false;
+        }
+        if addresses != self.addresses {
+            self.addresses.clone_from(&addresses);
+            info!(addresses = ?addresses, "own addresses changed");
+            self.tell(Notice::Addresses(addresses)).await;
+        }
+        let mtu = overlay_mtu(&self.settings, underlay);
+        let changed = self.desired.mtu != u32::from(mtu);
+        if changed {
+            self.desired.mtu = u32::from(mtu);
+            info!(mtu, "MTU of the overlay changed");
+            self.tell(Notice::Mtu(mtu)).await;
+        }
+        changed
     }
 
     async fn tell(&self, notice: Notice) {

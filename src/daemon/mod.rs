@@ -39,7 +39,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
-use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address};
+use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address, virtual_peer};
 use crate::udp::UdpSockets;
 use crate::{api, telemetry};
 use backend::Asker;
@@ -204,7 +204,12 @@ fn hand_over(inbox: &Arc<Inbox>) -> Arc<QuicInbox> {
         QuicInbox::new(Arc::new(move || {
             let Some(queue) = queue.upgrade() else { return };
             while let Some(datagram) = queue.take() {
-                let from = datagram.source.map_or(datagram.from, virtual_address);
+                let from = match datagram.source {
+                    Some(source) => virtual_address(source),
+                    // No relay sent it: somebody pretends that one did.
+                    None if virtual_peer(datagram.from).is_some() => continue,
+                    None => datagram.from,
+                };
                 inbox.push(Inbound { from, bytes: datagram.bytes });
             }
         }))
@@ -266,4 +271,26 @@ fn ciphers() -> Vec<Cipher> {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let hardware = false;
     if hardware { vec![Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] } else { vec![Cipher::ChaCha20Poly1305] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::udp::QuicDatagram;
+    use meshnet_proto::ShortId;
+
+    #[test]
+    fn a_datagram_of_the_underlay_cannot_pretend_to_come_through_relays() {
+        let inbox = Arc::new(Inbox::new());
+        let queue = hand_over(&inbox);
+        let put = |source, from| {
+            queue.put(QuicDatagram { source, from, ecn: 0, bytes: vec![0xc0; 1200] });
+            queue.wake();
+            format!("{inbox:?}")
+        };
+        let relay = "192.0.2.1:6783".parse().unwrap();
+        assert!(put(None, virtual_address(ShortId(7))).contains("queued: 0"));
+        assert!(put(Some(ShortId(7)), relay).contains("queued: 1"));
+        assert!(put(None, relay).contains("queued: 2"));
+    }
 }

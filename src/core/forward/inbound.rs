@@ -248,7 +248,9 @@ impl Forwarder {
         self.came_directly(&arrival, entry.slot, hop, punt);
         let hops = relay.route.hops();
         let position = usize::from(relay.position);
-        if hops.get(position) != Some(&fib.me) || repeats(relay.source, hops) {
+        let before = position.checked_sub(1).map_or(Some(&relay.source), |before| hops.get(before));
+        // The hop tag proves who sent it: nobody may speak in the name of another, or leave out a relay.
+        if hops.get(position) != Some(&fib.me) || before != Some(&hop.id.short()) || repeats(relay.source, hops) {
             return Err(DropReason::Malformed);
         }
         let inside = at.start + OUTER_BYTES + relay_bytes + TAG_BYTES..at.end;

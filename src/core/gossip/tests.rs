@@ -197,7 +197,7 @@ fn a_slow_link_gets_the_newest_once() {
 #[test]
 fn the_largest_table_travels_in_messages_that_fit() {
     let all = (0..limits::PEERS_MAX as u16 - 2)
-        .map(|key| made(key, (u64::MAX, u64::MAX - 1), &[], "a name of some length"))
+        .map(|key| made(key, (limits::VERSION_MAX, limits::VERSION_MAX - 1), &[], "a name of some length"))
         .collect();
     let mut net = Net::new(vec![all, Vec::new()]);
     net.connect(0, 1);
@@ -211,7 +211,7 @@ fn the_largest_table_travels_in_messages_that_fit() {
 fn keys_of_one_overfull_bucket_fit_a_message() {
     let mut table = Topology::new(PeerId::default());
     for key in 0..9_000_u16 {
-        let mut record = (*made(key, (u64::MAX, u64::MAX), &[], "")).clone();
+        let mut record = (*made(key, (limits::VERSION_MAX, limits::VERSION_MAX), &[], "")).clone();
         record.id.0[0] = 0;
         table.merge(Time::ZERO, Arc::new(record));
     }

@@ -1,4 +1,5 @@
-//! A simulated network of real [`Node`]s and [`Forwarder`](crate::forward::Forwarder)s: one queue of events, one seed, no threads. Equal seeds give equal runs, event for event.
+//! A simulated network of real [`Node`]s and [`Forwarder`](crate::forward::Forwarder)s: one queue of events, one seed, no threads.
+//! Equal seeds give equal runs, event for event.
 //!
 //! ```text
 //! Node ── Output ──▶ Sim ── after delay, loss, cuts, translation ──▶ Input ──▶ Node

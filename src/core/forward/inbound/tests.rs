@@ -352,6 +352,8 @@ fn relay_verdicts() {
         ("a hop twice", 0, &[1, 2, 1], 0, data.to_vec(), Some(DropReason::Malformed)),
         ("a later hop twice", 0, &[1, 2, 3, 2], 0, data.to_vec(), Some(DropReason::Malformed)),
         ("back to its source", 2, &[1, 2], 0, data.to_vec(), Some(DropReason::Malformed)),
+        ("in the name of another", 3, &[1, 2], 0, data.to_vec(), Some(DropReason::Malformed)),
+        ("a relay left out", 0, &[3, 1, 2], 1, data.to_vec(), Some(DropReason::Malformed)),
         ("an unknown next hop", 0, &[1, 9], 0, data.to_vec(), Some(DropReason::NoNextHop)),
         ("RELAY in RELAY", 0, &[1, 2], 0, vec![2; 64], Some(DropReason::Malformed)),
         ("RELAY in RELAY for me", 3, &[0, 1], 1, vec![2; 64], Some(DropReason::Malformed)),
