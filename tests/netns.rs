@@ -304,19 +304,12 @@ fn wrong_secret() {
         });
         assert_eq!(established(&status), 0);
         assert!(status["problems"].to_string().contains("secret"), "{}", status["problems"]);
-        let before = cpu_ms(second.pid());
+        let before = lab::cpu_ms(second.pid());
         std::thread::sleep(3 * SECOND);
-        let used = cpu_ms(second.pid()) - before;
+        let used = lab::cpu_ms(second.pid()) - before;
         assert!(used < 300, "{used} ms of CPU in 3 s while refused");
         assert_eq!(lab::reachable(&first.status()), 1);
     });
-}
-
-fn cpu_ms(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-    (ticks(11) + ticks(12)) * 10
 }
 
 /// `c1 ─ a ── b ── c ─ c3`: captures on the wire and on the relay's bridge never show what the containers say.
@@ -480,10 +473,10 @@ fn three_agree_and_rest() {
         }
         println!("three agree {:?} after the last start", start.elapsed());
         std::thread::sleep(5 * SECOND);
-        let before: Vec<u64> = peers.iter().map(|peer| cpu_ms(peer.pid())).collect();
+        let before: Vec<u64> = peers.iter().map(|peer| lab::cpu_ms(peer.pid())).collect();
         std::thread::sleep(10 * SECOND);
         for (peer, before) in peers.iter().zip(before) {
-            let used = cpu_ms(peer.pid()) - before;
+            let used = lab::cpu_ms(peer.pid()) - before;
             println!("{}: {used} ms of CPU in 10 s, {} KB resident", peer.host.name, rss_kb(peer.pid()));
             assert!(rss_kb(peer.pid()) < 25_000, "{} KB resident", rss_kb(peer.pid()));
         }

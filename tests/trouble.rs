@@ -20,13 +20,6 @@ fn reasons(status: &Value) -> String {
         .unwrap_or_default()
 }
 
-fn cpu_ms(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-    (ticks(11) + ticks(12)) * 10
-}
-
 /// Targets that can never work: each has its state and reason, and nothing spins.
 #[test]
 fn targets_that_cannot_work() {
@@ -45,9 +38,9 @@ fn targets_that_cannot_work() {
         });
         assert_eq!(lab::established(&status), 0);
         assert!(status["problems"].as_array().is_some_and(|problems| !problems.is_empty()), "{status}");
-        let before = cpu_ms(peer.pid());
+        let before = lab::cpu_ms(peer.pid());
         std::thread::sleep(3 * SECOND);
-        let used = cpu_ms(peer.pid()) - before;
+        let used = lab::cpu_ms(peer.pid()) - before;
         assert!(used < 150, "{used} ms of CPU in 3 s with nothing to do");
     });
 }

@@ -474,6 +474,14 @@ pub fn reachable(status: &Value) -> usize {
     status["peers"].as_array().map_or(0, |peers| peers.iter().filter(|peer| peer["reachable"] == true).count())
 }
 
+/// Milliseconds of processor time that a process has used.
+pub fn cpu_ms(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    (ticks(11) + ticks(12)) * 10
+}
+
 /// How many links a status calls established.
 pub fn established(status: &Value) -> usize {
     status["links"].as_array().map_or(0, |links| links.iter().filter(|link| link["state"] == "established").count())

@@ -124,12 +124,21 @@ impl Node {
                 name: self.topology.display_name(&peer.id),
                 kind: kind.to_owned(),
                 address,
-                relays,
-                rtt_ms: rtt_ms(peer),
+                rtt_ms: if relays.is_empty() { rtt_ms(peer) } else { self.relayed_rtt_ms(peer, &relays) },
                 flood_to: self.routes.get(&peer.id).map(|route| route.flood_on.clone()).unwrap_or_default(),
+                relays,
             }
         };
         known.map(route).collect()
+    }
+
+    /// Measured when frames used the way, else what the links on it say.
+    fn relayed_rtt_ms(&self, peer: &Peer, relays: &[PeerId]) -> f64 {
+        if let Some(rtt) = peer.path.rtt_relayed() {
+            return rtt.as_secs_f64() * 1e3;
+        }
+        let way: Vec<PeerId> = [&[self.me], relays, &[peer.id]].concat();
+        way.iter().zip(way.iter().skip(1)).map(|(from, to)| link_rtt_ms(&self.topology, from, to)).sum()
     }
 
     /// The whole cluster as this peer sees it.
