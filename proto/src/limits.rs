@@ -32,3 +32,9 @@ pub const FLOOD_HOPS_MAX: u8 = 16;
 pub const SUPERFRAME_MAX_BYTES: usize = 65_536 + 64;
 /// Bytes of a datagram's payload over UDP (IPv4).
 pub const DATAGRAM_MAX_BYTES: usize = 65_507;
+/// Members of an address space that are remembered, those removed among them: removed ones are never forgotten, or they might come back.
+pub const IPAM_MEMBERS_MAX: usize = 10_000;
+/// Runs in the map of addresses: some ten for each of a thousand peers; a map of this size still fits one message.
+pub const IPAM_RUNS_MAX: usize = 10_000;
+/// Links that a message to another peer may cross, as a flood.
+pub const ROUTED_HOPS_MAX: u8 = 16;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use meshnet_proto::wire::data::Route;
-use meshnet_proto::{PeerId, ShortId};
+use meshnet_proto::{Mac, PeerId, ShortId};
 
 use crate::session::{ReplayWindow, Session};
 
@@ -43,6 +43,33 @@ pub struct Fib {
     pub underlay_port: u16,
     /// Shared state of this machine's own floods.
     pub own_flood: Arc<OwnFlood>,
+    /// Who owns which addresses; empty when none are managed.
+    pub owners: Arc<Owners>,
+}
+
+/// Owners of IPv4 addresses, compiled from the map. A station with address `a.b.c.d` of the range has MAC address `0a:58:a:b:c:d`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Owners {
+    /// First address of the range.
+    pub first: u32,
+    /// Last address of the range; with `first` 0 and this 0: no range.
+    pub last: u32,
+    /// Starts of runs, ascending, each up to the next one's start.
+    pub runs: Vec<(u32, Owner)>,
+    /// Addresses of this machine itself (exposed) and the MAC address that really has each, by ascending address.
+    pub hosts: Vec<(u32, Mac)>,
+}
+
+/// Whose an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Owner {
+    /// Nobody's yet, or of a peer that this one does not know.
+    #[default]
+    Nobody,
+    /// This peer's.
+    Me,
+    /// Another peer's.
+    Peer(PeerSlot),
 }
 
 /// A session and whose it is.

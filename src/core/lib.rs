@@ -19,6 +19,7 @@ pub mod fib;
 pub mod forward;
 pub mod gossip;
 pub mod identity;
+pub mod ipam;
 pub mod node;
 pub mod peer;
 pub mod route;

@@ -9,6 +9,7 @@
 mod config;
 mod discovery;
 mod io;
+mod ipam;
 mod links;
 mod paths;
 mod peers;
@@ -191,6 +192,8 @@ impl Node {
             Input::SessionWanted(slot) => self.on_session_wanted(now, slot),
             Input::Addresses(addresses) => self.on_addresses(addresses),
             Input::Mtu(mtu) => self.on_mtu(mtu),
+            Input::Ipam(input) => self.on_ipam(now, input),
+            Input::HostAddresses(hosts) => self.on_host_addresses(hosts),
         }
         self.settle(now);
     }

@@ -183,6 +183,7 @@ impl Driver {
             Output::FlushMacs(slot) => self.plane.fdb().flush(slot),
             Output::Persist(saved) => drop(self.keep.send_replace(Some(saved))),
             Output::Pong { token, result } => self.on_pong(token, result),
+            Output::Ipam(_) => {}
             Output::Event(event) => {
                 let (what, peer, detail) = (event.what, event.peer.map(|peer| peer.brief()), event.detail);
                 match event.level {

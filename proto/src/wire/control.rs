@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, CodecError};
-use crate::id::PeerId;
+use crate::id::{PeerId, ShortId};
 use crate::limits;
 use crate::wire::record::{RecordKey, is_printable};
 
@@ -96,6 +96,19 @@ pub struct Rekey {
     pub public_key: [u8; 32],
 }
 
+/// A message for a peer that may be several links away: each peer on the way passes it on along its own route, until `hops` is used up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routed {
+    /// Who is to have it.
+    pub to: ShortId,
+    /// Who sent it. Not proven: members trust each other here.
+    pub from: ShortId,
+    /// Links that it may still cross.
+    pub hops: u8,
+    /// A [`crate::wire::ipam::Message`].
+    pub body: Vec<u8>,
+}
+
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
@@ -124,6 +137,10 @@ pub enum Control {
     RekeyDone(u32),
     /// 10: the sender stops on purpose.
     Goodbye,
+    /// 11: a [`crate::wire::ipam::Message`] for the neighbour itself.
+    Ipam(Vec<u8>),
+    /// 12: one for somebody else, or for the neighbour from somebody else.
+    Routed(Routed),
 }
 
 /// Bytes of `length`.
@@ -143,6 +160,8 @@ impl Control {
             Control::RekeyAck(_) => 8,
             Control::RekeyDone(_) => 9,
             Control::Goodbye => 10,
+            Control::Ipam(_) => 11,
+            Control::Routed(_) => 12,
         }
     }
 
@@ -158,6 +177,8 @@ impl Control {
             Control::Rekey(rekey) | Control::RekeyAck(rekey) => codec::encode(rekey)?,
             Control::RekeyDone(epoch) => codec::encode(epoch)?,
             Control::Goodbye => Vec::new(),
+            Control::Ipam(body) => body.clone(),
+            Control::Routed(routed) => codec::encode(routed)?,
         };
         let length = body.len() + 2;
         if length + LENGTH_BYTES > limits::MESSAGE_MAX_BYTES {
@@ -200,6 +221,8 @@ impl Control {
             8 => Control::RekeyAck(codec::decode(body)?),
             9 => Control::RekeyDone(codec::decode(body)?),
             10 => Control::Goodbye,
+            11 => Control::Ipam(body.to_vec()),
+            12 => Control::Routed(codec::decode(body)?),
             _ => return Ok(None),
         };
         Ok(Some(message))

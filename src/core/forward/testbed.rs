@@ -158,6 +158,7 @@ fn fib(i: usize, count: usize, cipher: Cipher) -> Fib {
         underlay_port: PORT,
         sessions,
         own_flood: Arc::default(),
+        owners: Arc::default(),
     }
 }
 

@@ -50,6 +50,10 @@ pub struct Config {
     pub relay: bool,
     /// The check of signatures.
     pub verify: Arc<dyn Verify>,
+    /// Addresses to manage; none: not at all.
+    pub ipam: Option<crate::ipam::Config>,
+    /// What [`crate::ipam::Output::Keep`] left on disk, key by key.
+    pub ipam_kept: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Config {
@@ -76,6 +80,8 @@ impl Config {
             seed: [0; 32],
             relay: true,
             verify: Arc::new(Verifier),
+            ipam: None,
+            ipam_kept: Vec::new(),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshnet_proto::PeerId;
 use meshnet_proto::wire::control::CloseReason;
+use meshnet_proto::{Mac, PeerId};
 
 use crate::fib::{Fib, PeerSlot};
 use crate::session::SessionSecret;
@@ -93,6 +93,10 @@ pub enum Input {
     Addresses(Vec<SocketAddr>),
     /// The overlay's MTU here changed.
     Mtu(u16),
+    /// About addresses: a request, what became of a write, of a probe.
+    Ipam(crate::ipam::Input),
+    /// Addresses of the host itself on the bridge, and the MAC address that has them.
+    HostAddresses(Vec<(u32, Mac)>),
 }
 
 /// Why a dial came to nothing.
@@ -180,6 +184,8 @@ pub enum Output {
         /// Round trip and the way it took, or nothing within 2 s.
         result: Option<(Duration, String)>,
     },
+    /// About addresses: what is to be kept, answered, probed.
+    Ipam(crate::ipam::Output),
     /// Worth a line in the log.
     Event(Event),
 }
@@ -209,7 +215,7 @@ pub struct Event {
 }
 
 /// Level of an [`Event`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// Worth waking someone.
     Warn,

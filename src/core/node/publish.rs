@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::peers::refill;
 use super::{Node, Output};
-use crate::fib::{Fib, FibPeer, FibSession, OwnFlood, PeerSlot, STORM_BURST_FRAMES, STORM_RATE_FRAMES};
+use crate::fib::{Fib, FibPeer, FibSession, OwnFlood, Owners, PeerSlot, STORM_BURST_FRAMES, STORM_RATE_FRAMES};
 use crate::time::Time;
 
 /// When to compile, and what stays from one snapshot to the next.
@@ -20,6 +20,7 @@ pub(super) struct Publisher {
     /// Floods go over every link until then.
     flood_all_until: Option<Time>,
     pub own_flood: Arc<OwnFlood>,
+    pub owners: Arc<Owners>,
     owed: Duration,
 }
 
@@ -31,6 +32,7 @@ impl Publisher {
             last: None,
             flood_all_until: None,
             own_flood: Arc::default(),
+            owners: Arc::default(),
             owed: Duration::ZERO,
         }
     }
@@ -132,6 +134,7 @@ impl Node {
             underlay: self.underlay(),
             underlay_port: self.config.port,
             own_flood: self.publisher.own_flood.clone(),
+            owners: self.publisher.owners.clone(),
         }
     }
 

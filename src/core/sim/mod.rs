@@ -335,6 +335,7 @@ impl Sim {
             Output::FlushMacs(slot) => self.hosts[host].forwarder.fdb.flush(slot),
             Output::Persist(saved) => self.hosts[host].saved = saved,
             Output::Pong { token, result } => self.hosts[host].pongs.push((token, result)),
+            Output::Ipam(_) => {}
             Output::Event(event) => {
                 self.log(&[2, host as u64, event.what.len() as u64]);
                 if self.hosts[host].events.len() < EVENTS_MAX {
