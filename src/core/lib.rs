@@ -11,7 +11,7 @@
 //! [`node`] dispatches and holds no logic of its own. [`peer`]: dials, links, liveness and paths. [`session`]: keys, replay, rekeying.
 //! [`topology`]: the records of all peers. [`gossip`]: who is told what. [`route`]: paths and flood trees from a topology.
 //! [`fib`]: the compiled, immutable snapshot that workers read. [`fdb`]: learned MAC addresses. [`forward`]: a frame and a snapshot give a verdict.
-//! [`sim`]: a simulated network of nodes.
+//! [`ipam`]: who owns which addresses. [`sim`]: a simulated network of nodes.
 
 pub mod counters;
 pub mod fdb;

@@ -26,6 +26,8 @@ pub enum Init {
 pub struct Config {
     /// This peer.
     pub me: ShortId,
+    /// Its name for people.
+    pub name: String,
     /// What is split: a power of two of addresses, on its boundary.
     pub range: Span,
     /// Where addresses come from when nobody says otherwise; within `range`.
@@ -75,6 +77,7 @@ pub struct View {
 
 /// What people and programs ask.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "fields are said by the variant")]
 pub enum Request {
     /// An address for this owner, out of a subnet; the same one when it has one there.
     Alloc { owner: String, within: Option<Span> },
@@ -105,6 +108,7 @@ pub enum Refusal {
 
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "fields are said by the variant")]
 pub enum Answer {
     /// Done, nothing to tell.
     Done,
@@ -140,6 +144,7 @@ pub struct Write {
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "fields are said by the variant")]
 pub enum Input {
     /// Somebody asks; answered by [`Output::Reply`] with the same token.
     Request { token: u64, request: Request },
@@ -163,6 +168,7 @@ pub enum Input {
 
 /// What is to be done, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "fields are said by the variant")]
 pub enum Output {
     /// Write all of these, or none, and sync; then say [`Input::Kept`]. Everything that relies on it is given out afterwards.
     Keep { seq: u64, writes: Vec<Write> },

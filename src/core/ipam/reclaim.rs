@@ -1,0 +1,324 @@
+//! Taking back what peers that are gone for good own.
+//!
+//! ```text
+//! candidate R, set D:  promise[D] = ballot ─ Prepare ─▶ every member but D ─ Promise(all it knows) ─▶ R
+//!                      all have promised, as many as are removed ─▶ every run of D becomes {ballot, 0, R}, D removed
+//!                      Refuse(higher ballot, or: one of D is alive) ─▶ Withdraw ─▶ promises are let go
+//! ```
+//! From its promise on a member gives D nothing, and what D gave late waits until the outcome is known. The promise of every live member tells R of every gift
+//! that D made; that no more are removed than promise makes sure that R knows every member there is (see `members`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use meshnet_proto::ShortId;
+use meshnet_proto::wire::ipam::{Ballot, Message, Span, Standing, State};
+
+use super::map::Held;
+use super::{Answer, Ipam, RETRY_EVERY, Refusal, View};
+use crate::node::Level;
+use crate::time::Time;
+
+/// Promises given, by whom they are about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Promises {
+    all: BTreeMap<ShortId, Ballot>,
+    dirty: BTreeSet<ShortId>,
+}
+
+impl Promises {
+    pub fn restore(all: BTreeMap<ShortId, Ballot>) -> Promises {
+        Promises { all, ..Promises::default() }
+    }
+
+    pub fn get(&self, peer: ShortId) -> Option<Ballot> {
+        self.all.get(&peer).copied()
+    }
+
+    fn set(&mut self, peer: ShortId, ballot: Option<Ballot>) {
+        match ballot {
+            Some(ballot) => drop(self.all.insert(peer, ballot)),
+            None => drop(self.all.remove(&peer)),
+        }
+        self.dirty.insert(peer);
+    }
+
+    pub fn clear(&mut self) {
+        self.dirty.extend(self.all.keys());
+        self.all.clear();
+    }
+
+    pub fn take_dirty(&mut self) -> Vec<(ShortId, Option<Ballot>)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().map(|peer| (peer, self.get(peer))).collect()
+    }
+}
+
+/// This peer's attempt to take back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Candidacy {
+    pub gone: BTreeSet<ShortId>,
+    ballot: Ballot,
+    force: bool,
+    /// Who has promised, and whether it is admitted.
+    promised: BTreeMap<ShortId, bool>,
+    pub next: Time,
+}
+
+impl Candidacy {
+    pub fn kept(&self) -> (BTreeSet<ShortId>, Ballot, bool) {
+        (self.gone.clone(), self.ballot, self.force)
+    }
+}
+
+/// The candidate.
+impl Ipam {
+    pub(super) fn restore_candidacy(&mut self, kept: (BTreeSet<ShortId>, Ballot, bool)) {
+        let (gone, ballot, force) = kept;
+        self.candidacy = Some(Candidacy { gone, ballot, force, promised: BTreeMap::new(), next: Time::ZERO });
+    }
+
+    /// Begins to take back what these own, together with those whose removal is under way here.
+    pub(super) fn remove(&mut self, now: Time, view: &View, gone: &[ShortId], force: bool) -> Result<(), Refusal> {
+        let present = |id: &ShortId| *id != self.config.me && self.members.present().any(|other| other == *id);
+        let mut set: BTreeSet<ShortId> = gone.iter().copied().filter(present).collect();
+        if set.is_empty() {
+            return Err(Refusal::No("none of these is a member, or all were removed before".into()));
+        }
+        if let Some(candidacy) = &self.candidacy {
+            set.extend(candidacy.gone.iter().filter(|id| !self.members.is_removed(**id)));
+        }
+        let of = |id: &ShortId| self.promises.get(*id).filter(|ballot| ballot.by != self.config.me);
+        let rival = set.iter().filter_map(of).find(|b| !set.contains(&b.by) && !self.members.is_removed(b.by));
+        if let Some(rival) = rival.filter(|_| !force) {
+            let name = view.peers.get(&rival.by).map_or_else(|| format!("{:?}", rival.by), |peer| peer.name.clone());
+            return Err(Refusal::Later(format!(
+                "{name} is removing it already: look there, or remove {name} too if it is gone"
+            )));
+        }
+        let promised = self.promises.all.values().copied();
+        let highest = promised.chain(self.map.iter().map(|(_, held)| held.ballot)).max().unwrap_or_default();
+        let ballot = Ballot { round: highest.round.saturating_add(1), by: self.config.me };
+        set.iter().for_each(|id| self.promises.set(*id, Some(ballot)));
+        self.candidacy = Some(Candidacy { gone: set, ballot, force, promised: BTreeMap::new(), next: now });
+        self.keep_candidacy();
+        self.retry_candidacy(now, view, true);
+        self.try_commit(now, view);
+        Ok(())
+    }
+
+    /// Members whose promise is missing. `view`: only those that can be reached, for a removal by force.
+    pub(super) fn missing_promises(&self, view: Option<&View>) -> Vec<ShortId> {
+        let Some(candidacy) = &self.candidacy else { return Vec::new() };
+        let near = |id: &ShortId| {
+            let Some(view) = view.filter(|_| candidacy.force) else { return true };
+            view.peers.get(id).is_some_and(|peer| peer.reachable)
+        };
+        let required = self.members.present().filter(|id| *id != self.config.me && !candidacy.gone.contains(id));
+        required.filter(|id| !candidacy.promised.contains_key(id)).filter(near).collect()
+    }
+
+    pub(super) fn retry_candidacy(&mut self, now: Time, view: &View, at_once: bool) {
+        let Some(candidacy) = &mut self.candidacy else { return };
+        if now < candidacy.next && !at_once {
+            return;
+        }
+        candidacy.next = now + RETRY_EVERY;
+        let (ballot, gone) = (candidacy.ballot, candidacy.gone.iter().copied().collect::<Vec<_>>());
+        for peer in self.missing_promises(None) {
+            self.send(peer, Message::Prepare { cluster: self.cluster(), ballot, gone: gone.clone() });
+        }
+        self.try_commit(now, view);
+    }
+
+    /// One of those to be removed is there after all.
+    pub(super) fn withdraw_if_alive(&mut self, view: &View) {
+        let reachable = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
+        let alive = self.candidacy.as_ref().and_then(|candidacy| candidacy.gone.iter().copied().find(reachable));
+        if let Some(alive) = alive.filter(|_| self.candidacy.as_ref().is_some_and(|candidacy| !candidacy.force)) {
+            let name = view.peers.get(&alive).map(|peer| peer.name.clone()).unwrap_or_default();
+            self.withdraw(Some(&format!("{name} is there: it is not removed")));
+        }
+    }
+
+    fn withdraw(&mut self, why: Option<&str>) {
+        let Some(candidacy) = self.candidacy.take() else { return };
+        self.keep_candidacy();
+        self.let_go(candidacy.ballot, candidacy.gone.iter().copied());
+        let gone: Vec<ShortId> = candidacy.gone.iter().copied().collect();
+        let others: Vec<ShortId> = self.members.present().filter(|id| *id != self.config.me).collect();
+        for peer in others {
+            let message = Message::Withdraw { cluster: self.cluster(), ballot: candidacy.ballot, gone: gone.clone() };
+            self.send(peer, message);
+        }
+        if let Some(why) = why {
+            self.event(Level::Info, "a removal was given up", why.to_owned());
+            self.answer_removals(|_| Some(Err(Refusal::No(why.to_owned()))));
+        }
+    }
+
+    pub(super) fn on_promise(
+        &mut self,
+        now: Time,
+        view: &View,
+        from: ShortId,
+        ballot: Ballot,
+        admitted: bool,
+        state: &State,
+    ) {
+        self.merge(state);
+        match &mut self.candidacy {
+            Some(candidacy) if candidacy.ballot == ballot => {
+                candidacy.promised.insert(from, admitted);
+                self.try_commit(now, view);
+            }
+            // A candidacy given up, whose withdrawal was lost. After a success all of them are removed, and no promise is let go.
+            _ if ballot.by == self.config.me => {
+                let gone = self.promised_by(ballot);
+                self.send(from, Message::Withdraw { cluster: self.cluster(), ballot, gone });
+            }
+            _ => {}
+        }
+    }
+
+    /// All present members but those with a promise of this peer's: whom a withdrawal may let go.
+    fn promised_by(&self, ballot: Ballot) -> Vec<ShortId> {
+        self.members.present().filter(|id| self.promises.get(*id) != Some(ballot)).collect()
+    }
+
+    pub(super) fn try_commit(&mut self, now: Time, view: &View) {
+        let me = self.config.me;
+        let missing = self.missing_promises(Some(view));
+        let Some(candidacy) = &self.candidacy else { return };
+        let gone: BTreeSet<ShortId> =
+            candidacy.gone.iter().copied().filter(|id| !self.members.is_removed(*id)).collect();
+        if gone.is_empty() {
+            // Somebody else did it.
+            self.candidacy = None;
+            self.keep_candidacy();
+            return;
+        }
+        let required = self.members.present().filter(|id| *id != me && !candidacy.gone.contains(id)).count();
+        let all = if self.rules.all_promise() {
+            missing.is_empty()
+        } else {
+            candidacy.promised.len() + 1 > (required + 1) / 2
+        };
+        let admitted = candidacy.promised.values().filter(|admitted| **admitted).count() + 1;
+        let enough = admitted >= gone.len() || candidacy.force || !self.rules.not_fewer();
+        if !all || !enough || self.rules.fence() && !self.active() {
+            return;
+        }
+        let (ballot, force) = (candidacy.ballot, candidacy.force);
+        let theirs: Vec<(Span, Held)> = self.map.iter().map(|(span, held)| (span, *held)).collect();
+        let theirs: Vec<(Span, Held)> = theirs.into_iter().filter(|(_, held)| gone.contains(&held.owner)).collect();
+        if theirs.iter().any(|(_, held)| held.ballot >= ballot) {
+            let again: Vec<ShortId> = gone.into_iter().collect();
+            self.withdraw(None);
+            drop(self.remove(now, view, &again, force));
+            return;
+        }
+        self.candidacy = None;
+        self.keep_candidacy();
+        let mut addresses = 0;
+        for (span, _) in theirs {
+            addresses += u64::from(span.len);
+            let held = Held { len: span.len, ballot, version: 0, owner: me, giver: me, suspended: false };
+            self.map.write(span, held);
+        }
+        gone.iter().for_each(|id| drop(self.members.raise(*id, Standing::Removed)));
+        self.next_share = now;
+        self.event(Level::Info, "peers were removed", format!("{} of them, with {addresses} addresses", gone.len()));
+        self.answer_removals(|wanted| {
+            wanted.iter().any(|id| gone.contains(id)).then_some(Ok(Answer::Removed { addresses }))
+        });
+    }
+
+    pub(super) fn on_refuse(&mut self, _from: ShortId, ballot: Ballot, higher: Ballot, alive: bool) {
+        if self.candidacy.as_ref().is_none_or(|candidacy| candidacy.ballot != ballot) {
+            return;
+        }
+        let force = self.candidacy.as_ref().is_some_and(|candidacy| candidacy.force);
+        if alive && !force {
+            self.withdraw(Some("one of them is alive: another peer hears it"));
+        } else if higher > ballot {
+            self.withdraw(None);
+        }
+    }
+}
+
+/// Everybody else.
+impl Ipam {
+    /// Nothing may be given to this peer, and what it gives waits.
+    pub(super) fn is_frozen(&self, peer: ShortId) -> bool {
+        self.rules.freeze() && (self.promises.get(peer).is_some() || self.members.is_removed(peer))
+    }
+
+    pub(super) fn on_prepare(&mut self, view: &View, from: ShortId, ballot: Ballot, gone: &[ShortId]) {
+        let me = self.config.me;
+        if self.members.is_removed(me) || self.members.is_removed(from) || ballot.by != from {
+            return;
+        }
+        let cluster = self.cluster();
+        let heard = |id: &ShortId| *id == me || view.peers.get(id).is_some_and(|peer| peer.reachable);
+        if gone.iter().any(heard) {
+            let message = Message::Refuse { cluster, ballot, higher: Ballot::default(), alive: true };
+            return self.send(from, message);
+        }
+        let open = |id: &&ShortId| !self.members.is_removed(**id);
+        let stands = |promised: &Ballot| {
+            let superseded = gone.contains(&promised.by) || self.members.is_removed(promised.by);
+            !(promised.by == from && *promised <= ballot || superseded && *promised < ballot)
+        };
+        let higher = gone.iter().filter(open).filter_map(|id| self.promises.get(*id)).filter(stands).max();
+        if let Some(higher) = higher {
+            return self.send(from, Message::Refuse { cluster, ballot, higher, alive: false });
+        }
+        let open: Vec<ShortId> = gone.iter().filter(open).copied().collect();
+        open.iter().for_each(|id| self.promises.set(*id, Some(ballot)));
+        let overlaps = |candidacy: &Candidacy| open.iter().any(|id| candidacy.gone.contains(id));
+        if self.candidacy.as_ref().is_some_and(overlaps) {
+            self.candidacy = None;
+            self.keep_candidacy();
+        }
+        let admitted = self.is_admitted(me);
+        let state = self.whole();
+        self.send(from, Message::Promise { cluster, ballot, admitted, state });
+    }
+
+    pub(super) fn on_withdraw(&mut self, ballot: Ballot, gone: &[ShortId]) {
+        self.let_go(ballot, gone.iter().copied());
+    }
+
+    fn let_go(&mut self, ballot: Ballot, gone: impl Iterator<Item = ShortId>) {
+        for id in gone {
+            if self.promises.get(id) == Some(ballot) && !self.members.is_removed(id) {
+                self.promises.set(id, None);
+                let me = self.config.me;
+                self.map.unsuspend(|_, held| held.owner == me && held.giver == id);
+            }
+        }
+    }
+
+    /// All that a candidate knows after its success: what it did not take of my late gifts is mine for good.
+    pub(super) fn on_outcome(&mut self, from: ShortId) {
+        let me = self.config.me;
+        let decided: BTreeSet<ShortId> = self
+            .promises
+            .all
+            .iter()
+            .filter(|(id, ballot)| ballot.by == from && self.members.is_removed(**id))
+            .map(|(id, _)| *id)
+            .collect();
+        if !decided.is_empty() {
+            self.map.unsuspend(|_, held| held.owner == me && decided.contains(&held.giver));
+        }
+    }
+
+    /// Whom to ask whether gifts that wait are good.
+    pub(super) fn undecided(&self) -> Option<ShortId> {
+        let me = self.config.me;
+        let waits = self.map.iter().filter(|(_, held)| held.owner == me && held.suspended);
+        let givers = waits.map(|(_, held)| held.giver).filter(|giver| self.members.is_removed(*giver));
+        givers.filter_map(|giver| self.promises.get(giver)).map(|ballot| ballot.by).find(|by| *by != me)
+    }
+}
