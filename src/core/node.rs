@@ -82,6 +82,7 @@ pub struct Node {
     addresses: Vec<SocketAddr>,
     pings: BTreeMap<u64, Ping>,
     notes: Notes,
+    ipam: Option<ipam::Addresses>,
     stopping: bool,
 }
 
@@ -120,7 +121,13 @@ impl SteadyClock {
 
 impl Node {
     /// A node that knows its settings and nothing else. Poll it at once: it may want to dial.
-    pub fn new(config: Config, now: Time) -> Node {
+    pub fn new(mut config: Config, now: Time) -> Node {
+        let kept = std::mem::take(&mut config.ipam_kept);
+        let (ipam, unreadable) = match config.ipam.clone().map(|ipam| ipam::Addresses::new(now, ipam, &kept)) {
+            Some(Ok(addresses)) => (Some(addresses), None),
+            Some(Err(error)) => (None, Some(error)),
+            None => (None, None),
+        };
         let mut rng = StdRng::from_seed(config.seed);
         let me = config.identity.id();
         let origin = Originator::new(
@@ -162,11 +169,16 @@ impl Node {
             addresses: Vec::new(),
             pings: BTreeMap::new(),
             notes: Notes::default(),
+            ipam,
             stopping: false,
             rng,
             config,
         };
+        if let Some(error) = unreadable {
+            node.event(Level::Warn, "addresses are off: what was kept of them is damaged", None, error.to_string());
+        }
         node.begin_discovery(now);
+        node.tick_ipam(now);
         node.settle(now);
         node
     }
@@ -185,7 +197,10 @@ impl Node {
             Input::LinkClosed { link, why } => self.on_link_closed(now, link, why),
             Input::DialFailed { dial, why } => self.on_dial_failed(now, dial, why),
             Input::Message { link, bytes } => self.on_message(now, link, &bytes),
-            Input::Writable { link, writable } => self.gossip.set_writable(link, writable),
+            Input::Writable { link, writable } => {
+                self.gossip.set_writable(link, writable);
+                self.set_ipam_writable(link, writable);
+            }
             Input::Resolved { target, result } => self.dials.on_resolved(now, &target, result),
             Input::Probe { slot, from, relayed, plaintext } => self.on_probe(now, slot, from, relayed, &plaintext),
             Input::Roamed { slot, from } => self.on_roamed(now, slot, from),
@@ -210,6 +225,7 @@ impl Node {
         for peer in self.topology.handle_timeout(now) {
             self.on_peer_dropped(peer);
         }
+        self.tick_ipam(now);
         self.settle(now);
     }
 
@@ -229,6 +245,7 @@ impl Node {
             pace,
             self.publisher.deadline(),
             self.discovery.deadline(),
+            self.ipam.as_ref().map_or(Time::NEVER, ipam::Addresses::deadline),
         ]
         .into_iter()
         .min()

@@ -37,6 +37,7 @@ use crate::time::Time;
 
 pub use io::*;
 pub use keep::KeptError;
+pub use requests::{cidr, dotted};
 pub use rules::Rules;
 
 use genesis::Election;

@@ -513,12 +513,12 @@ impl Ipam {
 }
 
 /// `10.32.0.1`.
-pub(super) fn dotted(address: u32) -> String {
+pub fn dotted(address: u32) -> String {
     std::net::Ipv4Addr::from(address).to_string()
 }
 
 /// `10.32.0.0/12`, or the first address and the number of them.
-pub(super) fn cidr(span: Span) -> String {
+pub fn cidr(span: Span) -> String {
     let aligned = span.len.is_power_of_two() && span.first & (span.len - 1) == 0;
     if aligned {
         format!("{}/{}", dotted(span.first), 32 - span.len.ilog2())

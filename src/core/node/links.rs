@@ -117,6 +117,9 @@ impl Node {
             Ok(Some(message @ (Control::Rekey(_) | Control::RekeyAck(_) | Control::RekeyDone(_)))) => {
                 self.on_rekey(now, id, &message);
             }
+            Ok(Some(message @ (Control::Ipam(_) | Control::Routed(_)))) if gossips => {
+                self.on_ipam_message(now, id, message);
+            }
             Ok(Some(message)) if gossips => self.on_gossip(now, id, &message),
             Ok(Some(_)) => {}
         }
@@ -185,6 +188,7 @@ impl Node {
         }
         self.event(Level::Info, "link up", Some(peer), remote.to_string());
         self.gossip.on_link_up(now, id, peer, &self.topology);
+        self.on_ipam_link(now, id, peer);
         if let Some(state) = self.peers.of_mut(&peer) {
             state.last_remote = Some(remote);
             state.seen = Some(now);
@@ -331,6 +335,7 @@ impl Node {
             matches!(reason, Some(CloseReason::Stopping | CloseReason::ClonedIdentity | CloseReason::OwnAddress));
         let until = (link.phase == Phase::Up && !ended).then_some(now + KEPT_AFTER_LINK);
         self.sessions.on_link_end(link.session, until);
+        self.on_ipam_link_gone(now, id);
         self.publisher.changed();
         if ended && link.phase == Phase::Up {
             self.sessions.forget(link.peer);

@@ -94,6 +94,8 @@ impl Node {
                 "compare the versions of the peers; restart the one that sends",
             );
         }
+        problems.extend(self.ipam_problems(now));
+        problems.truncate(PROBLEMS_MAX);
         problems
     }
 

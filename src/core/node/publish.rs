@@ -74,6 +74,7 @@ impl Node {
         self.publisher.due = false;
         self.publisher.last = Some(now);
         self.publisher.epoch += 1;
+        self.compile_owners();
         let fib = self.compile();
         self.outputs.push_back(Output::Publish(Arc::new(fib)));
     }

@@ -1,6 +1,6 @@
 //! A simulated machine: a node, a forwarder, and the snapshot between the two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use meshnet_proto::wire::data::Offload;
 use crate::fib::{Fib, Path};
 use crate::forward::join::Joiner;
 use crate::forward::{Forwarder, Inbound, Punt, Punted, Transmit};
+use crate::ipam;
 use crate::node::{Event, Input, Node, Saved};
 use crate::time::Time;
 
@@ -29,6 +30,10 @@ pub struct Host {
     pub fib: Arc<Fib>,
     /// What it keeps through restarts.
     pub saved: Saved,
+    /// What its machine of addresses keeps.
+    pub ipam_kept: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Answers about addresses.
+    pub replies: BTreeMap<u64, Result<ipam::Answer, ipam::Refusal>>,
     /// Echoes that came back, or did not.
     pub pongs: Vec<(u64, Option<(Duration, String)>)>,
     /// What it told the log.
@@ -87,6 +92,8 @@ impl Host {
             forwarder: Forwarder::new(0, Arc::default(), Arc::default()),
             fib: Arc::default(),
             saved: Saved::default(),
+            ipam_kept: BTreeMap::new(),
+            replies: BTreeMap::new(),
             pongs: Vec::new(),
             events: Vec::new(),
             frozen_until: None,

@@ -107,6 +107,8 @@ enum What {
     Message { conn: u64, end: usize, bytes: Arc<[u8]> },
     Closed { conn: u64, end: usize, reason: Option<meshnet_proto::wire::control::CloseReason> },
     Resolved { host: HostId, life: u32, target: String },
+    Kept { host: HostId, life: u32, seq: u64 },
+    Probed { host: HostId, life: u32, addresses: Vec<u32> },
     Keepalive,
 }
 
@@ -152,6 +154,7 @@ impl Sim {
         config.lanes = 2;
         config.saved = self.hosts[host].saved.clone();
         config.verify = self.verifier.clone();
+        config.ipam_kept = self.hosts[host].ipam_kept.clone().into_iter().collect();
         config
     }
 
@@ -258,6 +261,17 @@ impl Sim {
                     self.input(host, Input::Resolved { target, result });
                 }
             }
+            What::Kept { host, life, seq } => {
+                let kept = crate::ipam::Input::Kept { seq, result: Ok(()) };
+                if self.hosts[host].life == life {
+                    self.input(host, Input::Ipam(kept));
+                }
+            }
+            What::Probed { host, life, addresses } => {
+                if self.hosts[host].life == life {
+                    self.input(host, Input::Ipam(crate::ipam::Input::Probed { addresses, taken: Vec::new() }));
+                }
+            }
             What::Keepalive => {
                 self.keep_conns();
                 self.push(Duration::from_secs(1), What::Keepalive);
@@ -335,7 +349,7 @@ impl Sim {
             Output::FlushMacs(slot) => self.hosts[host].forwarder.fdb.flush(slot),
             Output::Persist(saved) => self.hosts[host].saved = saved,
             Output::Pong { token, result } => self.hosts[host].pongs.push((token, result)),
-            Output::Ipam(_) => {}
+            Output::Ipam(output) => self.on_ipam(host, output),
             Output::Event(event) => {
                 self.log(&[2, host as u64, event.what.len() as u64]);
                 if self.hosts[host].events.len() < EVENTS_MAX {
@@ -343,6 +357,33 @@ impl Sim {
                 }
             }
         }
+    }
+
+    fn on_ipam(&mut self, host: HostId, output: crate::ipam::Output) {
+        use crate::ipam::Output::{Keep, Probe, Reply};
+        let life = self.hosts[host].life;
+        match output {
+            Keep { seq, writes } => {
+                for write in writes {
+                    match write.value {
+                        Some(value) => drop(self.hosts[host].ipam_kept.insert(write.key, value)),
+                        None => drop(self.hosts[host].ipam_kept.remove(&write.key)),
+                    }
+                }
+                self.push(DISK, What::Kept { host, life, seq });
+            }
+            Reply { token, result } => drop(self.hosts[host].replies.insert(token, result)),
+            Probe(addresses) => self.push(PROBE, What::Probed { host, life, addresses }),
+            _ => {}
+        }
+    }
+
+    /// Asks a machine for or about addresses; the answer is in [`Host::replies`] by this token.
+    pub fn ask(&mut self, host: HostId, request: crate::ipam::Request) -> u64 {
+        self.sequence += 1;
+        let token = self.sequence;
+        self.input(host, Input::Ipam(crate::ipam::Input::Request { token, request }));
+        token
     }
 
     /// Sends one datagram over the underlay.
@@ -465,5 +506,9 @@ const QUEUE_MAX: usize = 100_000;
 const QUEUE_PER_HOST: usize = 5_000;
 /// Events kept for tests, by host.
 const EVENTS_MAX: usize = 10_000;
+/// A sync of a disk.
+const DISK: Duration = Duration::from_micros(300);
+/// A probe on the bridge.
+const PROBE: Duration = Duration::from_millis(100);
 /// Storm budgets are not what these simulations are about.
 const TIMER_REFILL: Duration = Duration::from_millis(10);

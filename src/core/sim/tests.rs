@@ -1,5 +1,6 @@
 //! Networks of real nodes: small ones with each fault by hand, then many with faults drawn. `SEED=n` replays a run.
 
+mod addresses;
 mod faults;
 mod large;
 
