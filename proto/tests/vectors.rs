@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
 
 use meshnet_proto::codec;
-use meshnet_proto::wire::control::{Control, Hello, LENGTH_BYTES, Rekey, cipher};
+use meshnet_proto::wire::control::{Control, Hello, LENGTH_BYTES, Rekey, Routed, cipher};
 use meshnet_proto::wire::data::*;
+use meshnet_proto::wire::ipam;
 use meshnet_proto::wire::record::{COST_LAST_RESORT, Record, RecordKey, RecordLink, SignedRecord, Version, flags};
 use meshnet_proto::{PeerId, ShortId, limits};
 
@@ -143,7 +144,69 @@ fn messages() -> Vec<(&'static str, Control)> {
         ("rekey-done", Control::RekeyDone(251)),
         ("rekey-done-zero", Control::RekeyDone(0)),
         ("goodbye", Control::Goodbye),
+        ("ipam-neighbour", Control::Ipam(vec![4; 17])),
+        ("routed", Control::Routed(Routed { to: A, from: B, hops: 16, body: vec![18, 1, 2] })),
     ]
+}
+
+fn ipam_messages() -> Vec<(&'static str, ipam::Message)> {
+    use ipam::*;
+    let cluster: [u8; 16] = std::array::from_fn(|at| at as u8);
+    let ballot = Ballot { round: 7, by: A };
+    let span = |first, len| Span { first, len };
+    let run = |span, owner, giver| Run { span, ballot: Ballot::default(), version: 1, owner, giver };
+    let member = |id, standing| Member { id, standing };
+    let range = span(0x0a20_0000, 1 << 20);
+    let members = vec![member(C, Standing::Known), member(A, Standing::Admitted), member(B, Standing::Removed)];
+    let runs = vec![
+        run(span(0x0a20_0000, 1 << 19), B, A),
+        Run { ballot, version: 300, ..run(span(0x0a28_0000, 10), A, A) },
+        run(span(0x0a28_0100, 1), D, B),
+    ];
+    let state = State { members, runs };
+    let decree = Decree { uuid: cluster, seeds: vec![A, B] };
+    let genesis = Genesis { uuid: cluster, kind: GenesisKind::Election, range };
+    let some = vec![A, B];
+    let list = state.members.clone();
+    vec![
+        ("state", Message::State { genesis, full: true, state: state.clone() }),
+        ("digest", Message::Digest { cluster, hash: 0x0123_4567_89ab_cdef }),
+        ("ask", Message::Ask { cluster, ask: Ask { token: 5, within: range, want: 256 } }),
+        ("answer", Message::Answer { cluster, token: 5, outcome: Outcome::NotNow, state: state.clone() }),
+        ("join", Message::Join { cluster }),
+        ("add", Message::Add { cluster, joiners: some.clone(), hash: 1, members: list.clone() }),
+        ("add-yes", Message::AddYes { cluster, joiners: some.clone(), hash: 1 }),
+        ("add-no", Message::AddNo { cluster, hash: 2, members: list }),
+        ("prepare", Message::Prepare { cluster, ballot, gone: some.clone() }),
+        ("promise", Message::Promise { cluster, ballot, admitted: true, state: state.clone() }),
+        ("refuse", Message::Refuse { cluster, ballot, higher: Ballot::default(), alive: true }),
+        ("withdraw", Message::Withdraw { cluster, ballot, gone: some.clone() }),
+        ("stand", Message::Stand(Stand { electors: 3, range, any: false, listed: some })),
+        ("elect", Message::Elect { ballot, electors: 3 }),
+        ("elected", Message::Elected { ballot, accepted: Some((ballot, decree.clone())) }),
+        ("elected-none", Message::Elected { ballot, accepted: None }),
+        ("accept", Message::Accept { ballot, decree }),
+        ("accepted", Message::Accepted { ballot }),
+        ("leaving", Message::Leaving { cluster, state: State::default() }),
+        ("left", Message::Left { cluster }),
+    ]
+}
+
+#[test]
+fn messages_about_addresses() {
+    let vectors = vectors("addresses");
+    let mut named = Vec::new();
+    for (name, value) in ipam_messages() {
+        let bytes = &vectors[name];
+        assert_eq!(value.emit().as_ref(), Ok(bytes), "{name}");
+        assert_eq!(ipam::Message::parse(bytes), Ok(Some(value.clone())), "{name}");
+        let newer = [bytes.as_slice(), b"fields of a newer version"].concat();
+        assert_eq!(ipam::Message::parse(&newer), Ok(Some(value)), "{name}");
+        named.push(name);
+    }
+    named.sort_unstable();
+    assert!(named.iter().eq(vectors.keys()), "vectors that nothing looks at");
+    assert_eq!(ipam::Message::parse(&[19, 0]), Ok(None), "a kind of a newer version");
 }
 
 #[test]
@@ -239,9 +302,13 @@ fn newer_messages() {
     for (name, value) in messages() {
         let mut bytes = vectors("messages")[name][LENGTH_BYTES..].to_vec();
         bytes.extend_from_slice(b"fields of a newer version");
+        // Its bytes are another message's, which has its own rules.
+        if matches!(value, Control::Ipam(_)) {
+            continue;
+        }
         assert_eq!(Control::parse(&bytes), Ok(Some(value)), "{name}");
     }
-    for kind in [0, 11, 0x7fff, 0xffff_u16] {
+    for kind in [0, 13, 0x7fff, 0xffff_u16] {
         assert_eq!(Control::parse(&kind.to_be_bytes()), Ok(None));
     }
 }
