@@ -344,11 +344,6 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
     // Last: a mistake in a value is told before what is missing.
     settings.secret_file = secret(&texts)?;
     settings.warnings = texts.warnings;
-    let unused = ["ipam-range", "ipam-subnet", "ipam-init"].iter().find_map(|name| texts.given.get(name));
-    if let (Some(given), Some(_)) = (unused, settings.ipam_range) {
-        let words = "has no effect: this version does not hand out addresses (--ipam-range none says so)";
-        settings.warnings.push(format!("{} {words}", given.place()));
-    }
     Ok(settings)
 }
 

@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use super::backend::Request;
 use super::devices::{Devices, Notice};
+use super::ipam::Outcome;
 use super::report::Facts;
 use crate::dataplane::{Dataplane, PuntRing};
 use crate::quic::{Quic, Sent};
@@ -65,6 +66,10 @@ pub struct Driver {
     pub waiting: VecDeque<String>,
     /// Who waits for an echo.
     pub pings: BTreeMap<u64, (oneshot::Sender<Reply>, PeerId, String)>,
+    /// Who waits for an answer about addresses, by token; bounded by [`Driver::ask_ipam`].
+    pub replies: BTreeMap<u64, oneshot::Sender<Outcome>>,
+    /// The token of the next question about addresses.
+    pub next_token: u64,
     /// When the storm budgets were filled last.
     pub refilled: Instant,
 }
@@ -134,7 +139,7 @@ impl Driver {
     }
 
     /// Gives one input to the node and does what it says: the core is drained before it is changed again.
-    fn take(&mut self, input: Input) {
+    pub(super) fn take(&mut self, input: Input) {
         let now = self.now();
         self.node.handle(now, input);
         self.do_outputs();
@@ -183,7 +188,7 @@ impl Driver {
             Output::FlushMacs(slot) => self.plane.fdb().flush(slot),
             Output::Persist(saved) => drop(self.keep.send_replace(Some(saved))),
             Output::Pong { token, result } => self.on_pong(token, result),
-            Output::Ipam(_) => {}
+            Output::Ipam(output) => self.do_ipam(output),
             Output::Event(event) => {
                 let (what, peer, detail) = (event.what, event.peer.map(|peer| peer.brief()), event.detail);
                 match event.level {

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod config;
 pub mod devices;
 pub mod driver;
+pub mod ipam;
 pub mod report;
 pub mod secret;
 pub mod state;
@@ -146,6 +147,8 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         lookups: JoinSet::new(),
         waiting: Default::default(),
         pings: Default::default(),
+        replies: Default::default(),
+        next_token: 1,
         refilled: started,
     };
     driver.run(Sources { links, requests, notices }, stop).await;

@@ -238,14 +238,6 @@ fn wrong_variables_are_named_as_variables() {
 }
 
 #[test]
-fn what_has_no_effect_yet_is_told() {
-    let settings = flags(&["--ipam-range", "10.0.0.0/16"]).unwrap();
-    assert_eq!(settings.warnings.len(), 1);
-    assert!(settings.warnings[0].starts_with("--ipam-range has no effect"), "{:?}", settings.warnings);
-    assert_eq!(flags(&["--ipam-range", "none"]).unwrap().warnings, Vec::<String>::new());
-}
-
-#[test]
 fn help_and_version_are_no_errors() {
     let print = |flag: &str| match load(["meshd".into(), flag.into()], []).unwrap() {
         Request::Print(text) => text,
