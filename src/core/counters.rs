@@ -36,6 +36,10 @@ pub enum DropReason {
     LinkLocal,
     /// The destination is on this machine: the bridge has delivered it.
     Local,
+    /// The sender speaks for an address of the range that another peer owns.
+    NotOwner,
+    /// ARP for an address of the range that nobody owns.
+    Unowned,
     /// The sender's address moves too often: a loop somewhere.
     Damped,
     /// Our own underlay traffic, caught on the bridge.
@@ -52,7 +56,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in order of number.
-    pub const ALL: [DropReason; 21] = {
+    pub const ALL: [DropReason; 23] = {
         use DropReason::*;
         [
             Malformed,
@@ -70,6 +74,8 @@ impl DropReason {
             TooBig,
             LinkLocal,
             Local,
+            NotOwner,
+            Unowned,
             Damped,
             Underlay,
             SendFull,
@@ -98,6 +104,8 @@ impl DropReason {
             TooBig => "too_big",
             LinkLocal => "link_local",
             Local => "local",
+            NotOwner => "not_owner",
+            Unowned => "unowned",
             Damped => "damped",
             Underlay => "underlay",
             SendFull => "send_full",
@@ -123,6 +131,8 @@ pub struct Counters {
     pub relayed: Count,
     /// Flooded frames sent or passed on, by copy.
     pub flooded: Count,
+    /// ARP requests from the TAP that were answered here.
+    pub answered: Count,
     drops: [Count; DropReason::ALL.len()],
 }
 

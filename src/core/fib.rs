@@ -3,6 +3,8 @@
 //! A `Fib` never changes after it is published; workers load the current one once per batch. What does change at frame rate
 //! (lane counters, replay and flood windows, traffic marks, storm budgets) sits behind the `Arc`s in it, as atomics.
 
+pub mod owners;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};

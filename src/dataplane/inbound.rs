@@ -8,15 +8,14 @@ use meshnet_core::counters::{Counters, DropReason};
 use meshnet_core::fdb::Fdb;
 use meshnet_core::fib::Fib;
 use meshnet_core::forward::join::Joiner;
-use meshnet_core::forward::{self, Deliver, Forwarder};
-use meshnet_proto::wire::data::Offload;
+use meshnet_core::forward::{self, Forwarder};
 
 use super::idle::Idle;
 use super::punts::Punter;
-use super::{NumberedQueue, QuicDatagram, Seat, Shared};
+use super::to_tap::ToTap;
+use super::{QuicDatagram, Seat, Shared};
 use crate::buf::{RECEIVE_MAX_BYTES, strides};
 use crate::sys::wake::sleep;
-use crate::tap::WriteError;
 use crate::udp::{ReceiveBatch, Received, SendBatch};
 
 /// The thread's state.
@@ -30,13 +29,6 @@ pub(super) struct Inbound {
     receive: ReceiveBatch,
     buffer: Box<[u8]>,
     tap: ToTap,
-}
-
-/// The TAP as the end of the inbound way.
-struct ToTap {
-    tap: Option<NumberedQueue>,
-    counters: Arc<Counters>,
-    lost: bool,
 }
 
 impl Inbound {
@@ -53,7 +45,7 @@ impl Inbound {
             send,
             receive,
             buffer: vec![0; BATCH_BYTES].into_boxed_slice(),
-            tap: ToTap { tap: None, counters: Arc::clone(&seat.counters), lost: false },
+            tap: ToTap::new(Arc::clone(&seat.counters)),
             shared,
             seat,
         }
@@ -64,13 +56,11 @@ impl Inbound {
         let mut idle = Idle::default();
         while !self.shared.stopping() {
             if let Some(tap) = self.seat.take_tap() {
-                self.tap.tap = Some(tap);
+                self.tap.follow(tap);
             }
             let found = self.batch();
-            if std::mem::take(&mut self.tap.lost)
-                && let Some(lost) = self.tap.tap.take()
-            {
-                self.shared.lose_tap(lost.number);
+            if self.tap.lost {
+                self.tap.lose(&self.shared);
             }
             if found {
                 idle.found();
@@ -134,22 +124,6 @@ impl Inbound {
             }
         }
         quic
-    }
-}
-
-impl Deliver for ToTap {
-    fn deliver(&mut self, offload: &Offload, parts: &[&[u8]]) {
-        let Some(tap) = &mut self.tap else { return Counters::drop(&self.counters, DropReason::TapFull) };
-        let reason = match tap.queue.write(offload, parts) {
-            Ok(()) => return,
-            Err(WriteError::Full) => DropReason::TapFull,
-            Err(WriteError::Malformed) => DropReason::Malformed,
-            Err(WriteError::Lost) => {
-                self.lost = true;
-                DropReason::TapFull
-            }
-        };
-        Counters::drop(&self.counters, reason);
     }
 }
 

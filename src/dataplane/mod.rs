@@ -3,7 +3,7 @@
 //! ```text
 //!                  mesh-out-N: read ▶ Forwarder::outbound ▶ SendBatch
 //!            ┌───────────────────────────────────────────────────────────▶┐
-//! TAP queue N│                                                            │ UDP socket N
+//! TAP queue N│◀─ Answer                                                  │ UDP socket N
 //!            └◀───────────────────────────────────────────────────────────┘
 //!                  mesh-in-N:  write ◀ Joiner ◀ Forwarder::inbound ◀ ReceiveBatch
 //!                                                  ├▶ own SendBatch: relayed and flooded on
@@ -22,6 +22,7 @@ mod outbound;
 mod punts;
 #[cfg(test)]
 mod tests;
+mod to_tap;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -145,6 +146,8 @@ pub struct Totals {
     pub relayed: u64,
     /// See [`Counters::flooded`].
     pub flooded: u64,
+    /// See [`Counters::answered`].
+    pub answered: u64,
     /// Drops by reason, in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::ALL.len()],
     /// QUIC datagrams that found the inbox full.
@@ -255,6 +258,7 @@ impl Dataplane {
             totals.rx_bytes += counters.rx_bytes.value();
             totals.relayed += counters.relayed.value();
             totals.flooded += counters.flooded.value();
+            totals.answered += counters.answered.value();
             for (sum, reason) in totals.drops.iter_mut().zip(DropReason::ALL) {
                 *sum += counters.drops(reason);
             }

@@ -1,15 +1,17 @@
-//! TAP to underlay, one thread for each worker.
+//! TAP to underlay, one thread for each worker; what the forwarder answers itself goes back into the same queue.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use meshnet_core::counters::{Counters, DropReason};
 use meshnet_core::fdb::Fdb;
-use meshnet_core::forward::Forwarder;
+use meshnet_core::forward::{Deliver, Forwarder};
+use meshnet_proto::wire::data::Offload;
 
 use super::idle::Idle;
 use super::punts::Punter;
-use super::{NumberedQueue, Seat, Shared};
+use super::to_tap::ToTap;
+use super::{Seat, Shared};
 use crate::sys::wake::sleep;
 use crate::tap::{READ_BYTES, ReadError};
 use crate::udp::SendBatch;
@@ -20,7 +22,7 @@ pub(super) struct Outbound {
     seat: Arc<Seat>,
     forwarder: Forwarder,
     send: SendBatch,
-    tap: Option<NumberedQueue>,
+    tap: ToTap,
     buffer: Box<[u8]>,
 }
 
@@ -35,8 +37,9 @@ enum Batch {
 impl Outbound {
     pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, fdb: Arc<Fdb>, send: SendBatch) -> Outbound {
         let forwarder = Forwarder::new(seat.lane(), fdb, Arc::clone(&seat.counters));
+        let tap = ToTap::new(Arc::clone(&seat.counters));
         let buffer = vec![0; READ_BYTES].into_boxed_slice();
-        Outbound { shared, seat, forwarder, send, tap: None, buffer }
+        Outbound { shared, seat, forwarder, send, tap, buffer }
     }
 
     pub(super) fn run(mut self) {
@@ -44,35 +47,34 @@ impl Outbound {
         let mut idle = Idle::default();
         while !self.shared.stopping() {
             if let Some(tap) = self.seat.take_tap() {
-                self.tap = Some(tap);
+                self.tap.follow(tap);
             }
             match self.batch() {
                 Batch::Some => idle.found(),
                 Batch::None if idle.look_again() => (),
                 Batch::None => self.sleep(),
-                Batch::TapLost => {
-                    if let Some(lost) = self.tap.take() {
-                        self.shared.lose_tap(lost.number);
-                    }
-                }
+                Batch::TapLost => self.tap.lose(&self.shared),
             }
         }
     }
 
     /// Sends what waits in the TAP, [`BATCH_BYTES`] at most.
     fn batch(&mut self) -> Batch {
-        let Some(tap) = &mut self.tap else { return Batch::None };
         let fib = self.shared.fib.load();
         let tick = self.shared.tick();
         let mut punter = Punter::new(&self.shared.punts);
         let (mut bytes, mut end) = (0, Batch::None);
         while bytes < BATCH_BYTES {
+            let Some(tap) = &mut self.tap.tap else { break };
             match tap.queue.read(&mut self.buffer) {
                 Ok((offload, at)) => {
                     bytes += at.len().max(FRAME_COST_BYTES);
                     end = Batch::Some;
                     let frame = &self.buffer[at];
-                    self.forwarder.outbound(&fib, tick, &offload, frame, &mut self.send, &mut punter);
+                    let answer = self.forwarder.outbound(&fib, tick, &offload, frame, &mut self.send, &mut punter);
+                    if let Some(answer) = answer {
+                        self.tap.deliver(&Offload::default(), &[&answer]);
+                    }
                 }
                 Err(ReadError::Malformed) => {
                     bytes += FRAME_COST_BYTES;
@@ -87,11 +89,11 @@ impl Outbound {
         }
         self.send.flush();
         punter.wake();
-        end
+        if self.tap.lost { Batch::TapLost } else { end }
     }
 
     fn sleep(&self) {
-        let fd = self.tap.as_ref().map(|tap| tap.queue.as_fd());
+        let fd = self.tap.tap.as_ref().map(|tap| tap.queue.as_fd());
         if sleep(fd, &self.seat.wake).is_ok_and(|woken| woken.called) {
             self.seat.wake.reset();
         }

@@ -3,7 +3,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use meshnet_core::fib::{FibPeer, FibSession, Path, PeerSlot};
+use meshnet_core::fib::{FibPeer, FibSession, Owner, Owners, Path, PeerSlot};
 use meshnet_core::forward::Punted;
 use meshnet_core::session::{Cipher, Session, SessionKeys};
 use meshnet_proto::PeerId;
@@ -290,6 +290,46 @@ fn a_new_snapshot_counts_at_once() {
     eventually("the frame found no way", || a.dataplane.counters().drops.iter().sum::<u64>() > 0);
     a.dataplane.publish(old);
     transfer(&a, &b, 100_000);
+}
+
+#[test]
+fn two_hosts_find_each_other_without_arp_between_them() {
+    let (a, b) = pair(false, 2);
+    let first = u32::from(std::net::Ipv4Addr::new(10, 99, 0, 0));
+    for host in [&a, &b] {
+        let mac = format!("02:00:00:00:00:0{}", host.number);
+        host.netns.run(|| ip(&format!("link set mesh address {mac}"))).unwrap();
+        let owner = |number: u8| if number == host.number { Owner::Me } else { Owner::Peer(SLOT) };
+        let owners = Owners {
+            first,
+            last: first + 255,
+            runs: vec![(first + 1, owner(1)), (first + 2, owner(2)), (first + 3, Owner::Nobody)],
+            hosts: vec![(first + u32::from(host.number), mac.parse().unwrap())],
+        };
+        let old = host.dataplane.fib();
+        // A way for what is addressed, and none for floods.
+        let fib = Fib {
+            epoch: 2,
+            me: old.me,
+            incarnation: old.incarnation,
+            peers: old.peers.clone(),
+            by_short: old.by_short.clone(),
+            sessions: old.sessions.clone(),
+            owners: Arc::new(owners),
+            ..Fib::default()
+        };
+        host.dataplane.publish(Arc::new(fib));
+    }
+    transfer(&a, &b, 100_000);
+    let neighbours = a.netns.run(|| std::fs::read_to_string("/proc/thread-self/net/arp").unwrap()).unwrap();
+    assert!(neighbours.contains("0a:58:0a:63:00:02"), "{neighbours}");
+    for host in [&a, &b] {
+        assert!(host.dataplane.counters().answered > 0, "host {}", host.number);
+        assert_eq!(host.drops(), [], "host {}", host.number);
+    }
+    let unowned = || a.dataplane.counters().drops(DropReason::Unowned);
+    a.netns.run(|| UdpSocket::bind("10.99.0.1:0").unwrap().send_to(b"x", "10.99.0.77:9").unwrap()).unwrap();
+    eventually("nobody was asked for what nobody owns", || unowned() > 0);
 }
 
 #[test]

@@ -11,8 +11,9 @@ use std::process::{Command, ExitCode};
 
 use meshnet::buf::SegmentRun;
 use meshnet_core::fib::Fib;
+use meshnet_core::fib::owners::mac_of;
 use meshnet_core::forward::join::Joiner;
-use meshnet_core::forward::testbed::{Punts, Testbed, address, frame, mac, session, superframe};
+use meshnet_core::forward::testbed::{Punts, Testbed, address, arp_request, frame, mac, session, superframe};
 use meshnet_core::forward::{Deliver, Forwarder, Inbound, Transmit};
 use meshnet_core::session::Cipher;
 use meshnet_proto::Mac;
@@ -95,14 +96,21 @@ struct Case {
     prepare: fn(usize) -> Box<dyn FnMut()>,
 }
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 16] = [
     Case { name: "out: 64 B to one peer", datagrams: 1, prepare: |_| out(2, |_| (), &plain(64)) },
     Case { name: "out: 1,300 B to one peer", datagrams: 1, prepare: |_| out(2, |_| (), &plain(1_300)) },
     Case { name: "out: TCP super-frame, 62 KB in 50", datagrams: 50, prepare: |_| out(2, |_| (), &large()) },
     Case { name: "out: 64 B flooded to 8", datagrams: 8, prepare: |_| out(9, |_| (), &flooded(64)) },
     Case { name: "out: 1,300 B by a relay", datagrams: 1, prepare: |_| out(3, relayed, &plain(1_300)) },
+    Case { name: "out: 64 B by a map of 1,000 runs", datagrams: 1, prepare: |_| out(2, owned, &managed(64)) },
+    Case { name: "out: ARP answered by it", datagrams: 1, prepare: |_| answered() },
     Case { name: "in: 64 B", datagrams: 1, prepare: |units| inward(2, 1, |_| (), &plain(64), units) },
     Case { name: "in: 1,300 B", datagrams: 1, prepare: |units| inward(2, 1, |_| (), &plain(1_300), units) },
+    Case {
+        name: "in: 64 B, source in a map of 1,000 runs",
+        datagrams: 1,
+        prepare: |units| inward(2, 1, owned, &managed(64), units),
+    },
     Case {
         name: "in: TCP super-frame, joined of 50",
         datagrams: 50,
@@ -138,6 +146,33 @@ fn large() -> (Offload, Vec<u8>) {
 /// Machine 0 reaches machine 1 by machine 2.
 fn relayed(bed: &mut Testbed) {
     bed.relay(0, &[2], 1);
+}
+
+/// The range belongs to both machines in turns.
+fn owned(bed: &mut Testbed) {
+    bed.own(FIRST, 16_000, 16);
+}
+
+const FIRST: u32 = 0x0a20_0000;
+/// Addresses of machine 0 and of machine 1.
+const OURS: u32 = FIRST + 500 * 16;
+const PEERS: u32 = FIRST + 333 * 16;
+
+/// The same from and to managed addresses.
+fn managed(bytes: usize) -> (Offload, Vec<u8>) {
+    (Offload::default(), frame(mac_of(PEERS), mac_of(OURS), &vec![7; bytes - 14]))
+}
+
+/// A request that machine 0 answers.
+fn answered() -> Box<dyn FnMut()> {
+    let mut bed = bed(2, owned);
+    let request = arp_request(mac_of(OURS), OURS, PEERS);
+    let (mut send, mut punts) = (Send::default(), Punts::default());
+    Box::new(move || {
+        let forwarder = &mut bed.forwarders[0];
+        let answer = forwarder.outbound(&bed.fibs[0], 1, &Offload::default(), &request, &mut send, &mut punts);
+        assert!(answer.is_some() && send.sent == 0, "no answer");
+    })
 }
 
 /// Machines that know where the stations are, arranged.

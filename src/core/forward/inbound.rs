@@ -3,7 +3,7 @@
 //! ```text
 //! datagram ─┬─ QUIC ──────────────────────────────────────────────────────▶ to the node's sockets
 //!           ├─ DATA ── open ─┬─ probe ────────────────────────────────────▶ punt
-//!           │                ├─ frame, segment ── learn source ───────────▶ Deliver
+//!           │                ├─ frame, segment ── source: may it? learn ──▶ Deliver
 //!           │                └─ flooded ── seen? budget? ── pass it on ───▶ and the same
 //!           └─ RELAY ─ hop tag ─ am I the hop? ─┬─ the last: QUIC or DATA inside
 //!                                               └─ else ── tag for the next hop ▶ send
@@ -19,11 +19,13 @@ use meshnet_proto::wire::data::{
     FLOOD_BYTES, Flood, INNER_BYTES, Inner, InnerKind, OUTER_BYTES, Outer, OuterKind, Relay, TAG_BYTES, is_quic,
 };
 
+use super::arp::Arp;
 use super::send::{Way, may_be_relayed, seal_relay};
 use super::{Forwarder, Inbound, Punt, Punted, Transmit, addresses};
 use crate::counters::DropReason;
 use crate::fdb::Owner;
-use crate::fib::{Fib, FibPeer, PeerSlot};
+use crate::fib::owners::address_of;
+use crate::fib::{self, Fib, FibPeer, PeerSlot};
 use crate::session::keys::HOP_INNER_BYTES;
 
 /// A datagram of a session that proved genuine.
@@ -140,7 +142,7 @@ impl Forwarder {
         }
     }
 
-    /// A frame for this machine: checks that it is one, and learns its source.
+    /// A frame for this machine: checks that it is one and that its origin may send it, and learns its source.
     #[inline]
     fn deliver(
         &mut self,
@@ -148,10 +150,10 @@ impl Forwarder {
         inner: Inner,
         origin: PeerSlot,
         flow: u64,
-        buffer: &[u8],
+        buffer: &mut [u8],
         frame: Range<usize>,
     ) -> Result<Inbound, DropReason> {
-        let bytes = buffer.get(frame.clone()).ok_or(DropReason::Malformed)?;
+        let bytes = buffer.get_mut(frame.clone()).ok_or(DropReason::Malformed)?;
         let (destination, source) = addresses(bytes).ok_or(DropReason::Malformed)?;
         if !agrees(&inner, bytes.len()) {
             return Err(DropReason::Malformed);
@@ -159,7 +161,22 @@ impl Forwarder {
         if destination.is_link_local_group() {
             return Err(DropReason::LinkLocal);
         }
-        self.learn(source, Owner::Peer(origin), arrival.tick)?;
+        let owners = &*arrival.fib.owners;
+        let derived = owners.of_mac(source).map(|(_, owner)| owner);
+        let said = Arp::parse(bytes).and_then(|arp| arp.speaks_for(owners));
+        if !may_speak(derived, origin) || !may_speak(said, origin) {
+            return Err(DropReason::NotOwner);
+        }
+        if !matches!(derived, Some(fib::Owner::Peer(_))) {
+            self.learn(source, Owner::Peer(origin), arrival.tick)?;
+        }
+        // This machine answers for its own addresses by another MAC address than the one that follows from them.
+        if !owners.hosts.is_empty()
+            && let Some(real) = address_of(destination).and_then(|address| owners.host(address))
+            && let Some(field) = bytes.first_chunk_mut()
+        {
+            *field = real.0;
+        }
         self.counters.rx_frames.add(1);
         self.counters.rx_bytes.add(bytes.len() as u64);
         Ok(Inbound::Deliver { inner, frame, flow })
@@ -204,6 +221,7 @@ impl Forwarder {
         if !origin.storm.take(1) {
             return Err(DropReason::StormBudget);
         }
+        // Whether the origin may speak for the sender's address is judged by each for itself, below: the next one's map may be newer than ours.
         *header = Flood { hops: flood.hops - 1, ..flood }.emit();
         let next = if fib.flood_all { &fib.neighbours } else { &origin.flood_on };
         let last_hop = opened.slot;
@@ -299,6 +317,16 @@ struct Arrival<'a> {
     from: SocketAddr,
     /// Who sent it, when it came by relays.
     relayed: Option<ShortId>,
+}
+
+/// Whether `origin` may speak for an address of this owner: its own, what nobody owns, and what is not managed.
+#[inline]
+fn may_speak(owner: Option<fib::Owner>, origin: PeerSlot) -> bool {
+    match owner {
+        None | Some(fib::Owner::Nobody) => true,
+        Some(fib::Owner::Me) => false,
+        Some(fib::Owner::Peer(slot)) => slot == origin,
+    }
 }
 
 /// Whether any peer stands twice in a route, its start included.

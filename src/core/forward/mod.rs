@@ -2,11 +2,16 @@
 //!
 //! ```text
 //! TAP ──▶ outbound: classify, learn source ──▶ path ──▶ cut and seal into the send batch (Transmit) ──▶ UDP
+//!  ▲              └─ ARP for an address that a peer owns
+//!  └── Answer ◀────────┘
 //! UDP ──▶ inbound: open in place ──┬─▶ Deliver: learn source ──▶ Joiner ──▶ TAP
 //!                                  ├─▶ relay or flood on: back into the send batch
 //!                                  └─▶ QUIC, or punt to the node
 //! ```
+//! Whose a managed address is says the map in the snapshot ([`Owners`](crate::fib::Owners)), not what was heard: where a station with a MAC address
+//! `0a:58` and its IPv4 address is, is looked up there and never learned, and who speaks for an address that is another's is not heard.
 
+mod arp;
 pub mod inbound;
 pub mod join;
 pub mod outbound;
@@ -22,6 +27,7 @@ use std::sync::Arc;
 use meshnet_proto::wire::data::{Inner, Offload};
 use meshnet_proto::{Mac, ShortId};
 
+pub use self::arp::Answer;
 pub use self::packet::header_len;
 pub use self::send::{lane_node, seal_inner, wrap_relayed, wrap_route};
 

@@ -1,23 +1,27 @@
 //! A frame from the TAP gives sealed datagrams.
 //!
 //! ```text
-//! frame ─▶ link-local? underlay? ─▶ learn source ─▶ destination ─┬─ here            drop
-//!                                                                ├─ a peer's        its path: direct, or wrapped for relays
-//!                                                                └─ group, unknown  a copy to each next hop of our flood tree
+//! frame ─▶ link-local? underlay? ─▶ source: may it? learn it ─▶ ARP for the range? ─▶ destination ─┬─ here            drop
+//!                                                                 ([`super::arp`])                 ├─ a peer's        its path: direct, or by relays
+//!                                                                                                  └─ group, unknown  a copy to each hop of our flood tree
 //! ```
+//! Where a destination is says the map of owners, when the address follows from one that is owned; else what was learned.
+//!
 //! A super-frame is cut on the boundaries of its segments: each datagram has the header template and one segment's payload, and is of use alone. Nothing in
 //! the template changes on the way; what differs from segment to segment is put right where they are joined or end alone ([`super::join`]).
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use meshnet_proto::Mac;
 use meshnet_proto::limits::{FLOOD_HOPS_MAX, SUPERFRAME_MAX_BYTES};
 use meshnet_proto::wire::data::{FLOOD_BYTES, Flood, Gso, INNER_BYTES, Inner, InnerKind, Offload};
 
+use super::arp::{Answer, Arp, Verdict};
 use super::send::Way;
 use super::{Forwarder, Punt, Transmit, addresses, packet};
 use crate::counters::DropReason;
 use crate::fdb::Owner;
-use crate::fib::{Fib, PeerSlot};
+use crate::fib::{self, Fib, PeerSlot};
 
 /// A frame as it is cut: the inner header of all its datagrams, the header template (empty for an ordinary frame), the payload.
 struct Cut<'a> {
@@ -74,7 +78,7 @@ fn checksum_end(offload: &Offload) -> usize {
 }
 
 impl Forwarder {
-    /// Sends a frame or super-frame read from the TAP to where it belongs. Drops are counted here.
+    /// Sends a frame or super-frame read from the TAP to where it belongs. Drops are counted here. What it gives is to be written into the same TAP.
     #[inline]
     pub fn outbound(
         &mut self,
@@ -84,10 +88,11 @@ impl Forwarder {
         frame: &[u8],
         out: &mut impl Transmit,
         punt: &mut impl Punt,
-    ) {
-        if let Err(reason) = self.try_outbound(fib, tick, offload, frame, out, punt) {
+    ) -> Option<Answer> {
+        self.try_outbound(fib, tick, offload, frame, out, punt).unwrap_or_else(|reason| {
             self.drop(reason);
-        }
+            None
+        })
     }
 
     #[inline]
@@ -99,7 +104,7 @@ impl Forwarder {
         frame: &[u8],
         out: &mut impl Transmit,
         punt: &mut impl Punt,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Answer>, DropReason> {
         let (destination, source) = addresses(frame).ok_or(DropReason::Malformed)?;
         if destination.is_link_local_group() {
             return Err(DropReason::LinkLocal);
@@ -111,15 +116,44 @@ impl Forwarder {
         if offload.gso != Gso::None {
             self.superframe = self.superframe.wrapping_add(1);
         }
-        self.learn(source, Owner::Local, tick)?;
+        match fib.owners.of_mac(source) {
+            Some((_, fib::Owner::Peer(_))) => return Err(DropReason::NotOwner),
+            Some((_, fib::Owner::Me)) => {}
+            Some((_, fib::Owner::Nobody)) | None => self.learn(source, Owner::Local, tick)?,
+        }
+        if let Some(arp) = Arp::parse(frame)
+            && let Some(answer) = self.arp(fib, &arp, destination, source)?
+        {
+            return Ok(Some(answer));
+        }
         if destination.is_group() {
-            return self.flood(fib, &cut, out);
+            self.flood(fib, &cut, out)?;
+            return Ok(None);
         }
-        match self.fdb.lookup(&mut self.cache, destination, tick) {
-            Some(Owner::Peer(slot)) => self.unicast(fib, slot, tick, &cut, out, punt),
-            Some(Owner::Local) => Err(DropReason::Local),
-            None => self.flood(fib, &cut, out),
+        let owner = match fib.owners.of_mac(destination) {
+            Some((_, fib::Owner::Peer(slot))) => Some(Owner::Peer(slot)),
+            Some((_, fib::Owner::Me)) => Some(Owner::Local),
+            Some((_, fib::Owner::Nobody)) | None => self.fdb.lookup(&mut self.cache, destination, tick),
+        };
+        match owner {
+            Some(Owner::Peer(slot)) => self.unicast(fib, slot, tick, &cut, out, punt)?,
+            Some(Owner::Local) => return Err(DropReason::Local),
+            None => self.flood(fib, &cut, out)?,
         }
+        Ok(None)
+    }
+
+    /// ARP from the TAP: the answer, or nothing when it goes its way.
+    #[cold]
+    fn arp(&self, fib: &Fib, arp: &Arp, destination: Mac, source: Mac) -> Result<Option<Answer>, DropReason> {
+        match arp.judge(&fib.owners, destination.is_group()) {
+            Verdict::Pass => return Ok(None),
+            Verdict::Drop(reason) => return Err(reason),
+            Verdict::Dispute => self.drop(DropReason::NotOwner),
+            Verdict::Answer => {}
+        }
+        self.counters.answered.add(1);
+        Ok(Some(arp.answer(source)))
     }
 
     #[inline]

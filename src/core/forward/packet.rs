@@ -186,7 +186,7 @@ fn fold(sum: u32) -> u16 {
 }
 
 #[inline]
-fn read16(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn read16(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk::<2>().map(|pair| u16::from_be_bytes(*pair))
 }
 
@@ -201,8 +201,8 @@ fn write16(bytes: &mut [u8], at: usize, value: u16) -> Option<()> {
 
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
-const VLAN: u16 = 0x8100;
-const SERVICE_VLAN: u16 = 0x88a8;
+pub(super) const VLAN: u16 = 0x8100;
+pub(super) const SERVICE_VLAN: u16 = 0x88a8;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const HOP_BY_HOP: u8 = 0;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use meshnet_proto::wire::data::{Gso, Offload, Route};
 use meshnet_proto::{Mac, PeerId, ShortId};
 
-use super::{Deliver, Forwarder, Inbound, Punt, Punted, Transmit};
+use super::{Answer, Deliver, Forwarder, Inbound, Punt, Punted, Transmit};
 use crate::counters::{Counters, DropReason};
 use crate::fdb::Fdb;
-use crate::fib::{Fib, FibPeer, FibSession, Path, PeerSlot};
+use crate::fib::{Fib, FibPeer, FibSession, Owner, Owners, Path, PeerSlot};
 use crate::session::{Cipher, Session, SessionKeys};
 
 /// Machines that are all linked to each other: machine `i` is slot `i` in all snapshots but its own, where that slot is empty.
@@ -80,10 +80,23 @@ impl Testbed {
         self.fibs.get_mut(at)?.peers.get_mut(peer)?.as_mut()
     }
 
-    /// Machine `at` takes a frame from its TAP.
-    pub fn outbound(&mut self, at: usize, offload: &Offload, frame: &[u8], ends: &mut Ends) {
-        if let (Some(forwarder), Some(fib)) = (self.forwarders.get_mut(at), self.fibs.get(at)) {
-            forwarder.outbound(fib, ends.tick, offload, frame, &mut ends.wire, &mut ends.punts);
+    /// Machine `at` takes a frame from its TAP; gives what it writes back into it.
+    pub fn outbound(&mut self, at: usize, offload: &Offload, frame: &[u8], ends: &mut Ends) -> Option<Answer> {
+        let (forwarder, fib) = (self.forwarders.get_mut(at)?, self.fibs.get(at)?);
+        forwarder.outbound(fib, ends.tick, offload, frame, &mut ends.wire, &mut ends.punts)
+    }
+
+    /// Manages a range on all machines: `count` addresses from `first`, in turn cut into runs of `run` that belong to machine 0, 1, 2 and so on,
+    /// and again from 0.
+    pub fn own(&mut self, first: u32, count: u32, run: u32) {
+        let machines = self.fibs.len().max(1) as u32;
+        for (at, fib) in self.fibs.iter_mut().enumerate() {
+            let starts = (0..count.div_ceil(run.max(1))).map(|number| {
+                let machine = number % machines;
+                let owner = if machine as usize == at { Owner::Me } else { Owner::Peer(PeerSlot(machine)) };
+                (first + number * run, owner)
+            });
+            fib.owners = Arc::new(Owners { first, last: first + count - 1, runs: starts.collect(), hosts: Vec::new() });
         }
     }
 
@@ -280,6 +293,12 @@ impl Deliver for Frames {
 /// An Ethernet frame of an experimental type.
 pub fn frame(destination: Mac, source: Mac, payload: &[u8]) -> Vec<u8> {
     [&destination.0[..], &source.0, &[0x88, 0xb5], payload].concat()
+}
+
+/// An ARP request for `target` from the station at `source` with address `sender`.
+pub fn arp_request(source: Mac, sender: u32, target: u32) -> Vec<u8> {
+    let head = [0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1];
+    [&[0xff; 6], &source.0[..], &head, &source.0, &sender.to_be_bytes(), &[0; 6], &target.to_be_bytes()].concat()
 }
 
 /// A TCP super-frame over IPv4 as a TAP gives it: the checksum field holds the pseudo header's sum. 54 bytes of headers, the flags PSH and FIN.

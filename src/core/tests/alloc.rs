@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use meshnet_core::counters::DropReason;
+use meshnet_core::fib::owners::mac_of;
 use meshnet_core::fib::{Fib, PeerSlot};
 use meshnet_core::forward::join::Joiner;
-use meshnet_core::forward::testbed::{Ends, Testbed, address, frame, mac, superframe};
+use meshnet_core::forward::testbed::{Ends, Testbed, address, arp_request, frame, mac, superframe};
 use meshnet_core::forward::{Deliver, Forwarder, Inbound};
 use meshnet_core::session::Cipher;
 use meshnet_proto::Mac;
@@ -42,6 +44,13 @@ fn received(ends: &mut Ends, to: usize) -> (Vec<u8>, Vec<Range<usize>>) {
 
 fn allocations(work: impl FnOnce()) -> u64 {
     allocation_counter::measure(work).count_total
+}
+
+/// Machine 0 takes a frame from its TAP, again and again.
+fn sent(bed: &mut Testbed, offload: &Offload, frame: &[u8], ends: &mut Ends) {
+    for _ in 0..ROUNDS {
+        bed.outbound(0, offload, frame, ends);
+    }
 }
 
 /// Takes all of a buffer in, and delivers; gives the allocations.
@@ -92,7 +101,7 @@ fn the_counter_counts() {
 fn unicast_there_and_delivered() {
     let (mut bed, mut ends) = bed(2);
     let bytes = frame(mac(1, 1), mac(0, 1), &[7; 1_000]);
-    let out = allocations(|| (0..ROUNDS).for_each(|_| bed.outbound(0, &Offload::default(), &bytes, &mut ends)));
+    let out = allocations(|| sent(&mut bed, &Offload::default(), &bytes, &mut ends));
     assert_eq!((out, ends.wire.len()), (0, ROUNDS));
     let (mut buffer, places) = received(&mut ends, 1);
     let mut sink = Sink::default();
@@ -104,7 +113,7 @@ fn unicast_there_and_delivered() {
 fn super_frames_there_and_joined() {
     let (mut bed, mut ends) = bed(2);
     let (offload, bytes) = superframe(mac(1, 1), mac(0, 1), &[7; 60_000], 1_200);
-    let out = allocations(|| (0..ROUNDS).for_each(|_| bed.outbound(0, &offload, &bytes, &mut ends)));
+    let out = allocations(|| sent(&mut bed, &offload, &bytes, &mut ends));
     assert_eq!((out, ends.wire.len()), (0, ROUNDS * 50));
     let (mut buffer, mut places) = received(&mut ends, 1);
     places.remove(70);
@@ -118,7 +127,7 @@ fn relayed_there_and_passed_on() {
     let (mut bed, mut ends) = bed(4);
     bed.relay(0, &[1, 2], 3);
     let bytes = frame(mac(3, 1), mac(0, 1), &[7; 1_000]);
-    let out = allocations(|| (0..ROUNDS).for_each(|_| bed.outbound(0, &Offload::default(), &bytes, &mut ends)));
+    let out = allocations(|| sent(&mut bed, &Offload::default(), &bytes, &mut ends));
     assert_eq!((out, ends.wire.len()), (0, ROUNDS));
     let mut sink = Sink::default();
     for at in 1..4 {
@@ -137,7 +146,7 @@ fn flooded_there_and_on() {
     bed.flood(0, 0, &[1]);
     bed.flood(0, 1, &[2, 3]);
     let bytes = frame(ALL, mac(0, 1), &[7; 1_000]);
-    let out = allocations(|| (0..ROUNDS).for_each(|_| bed.outbound(0, &Offload::default(), &bytes, &mut ends)));
+    let out = allocations(|| sent(&mut bed, &Offload::default(), &bytes, &mut ends));
     assert_eq!((out, ends.wire.len()), (0, ROUNDS));
     let (mut buffer, places) = received(&mut ends, 1);
     let mut sink = Sink::default();
@@ -153,7 +162,7 @@ fn drops_and_wishes() {
     }
     ends.punts.all.reserve(8);
     let bytes = frame(mac(1, 1), mac(0, 1), &[7; 1_000]);
-    let wished = allocations(|| (0..ROUNDS).for_each(|_| bed.outbound(0, &Offload::default(), &bytes, &mut ends)));
+    let wished = allocations(|| sent(&mut bed, &Offload::default(), &bytes, &mut ends));
     assert_eq!((wished, ends.punts.all.len()), (0, 1));
     let session = Arc::clone(bed.fibs[0].peer(PeerSlot(2)).and_then(|peer| peer.session.as_ref()).expect("a session"));
     let mut forged = vec![0; 200];
@@ -163,4 +172,72 @@ fn drops_and_wishes() {
         bed.inbound(2, address(0), &mut forged, &mut ends);
     });
     assert_eq!(dropped, 0);
+}
+
+/// Two machines and a range of 1,000 runs, of which every other one is machine 1's.
+fn owned() -> (Testbed, Ends) {
+    let (mut bed, ends) = bed(2);
+    bed.own(FIRST, 16_000, 16);
+    (bed, ends)
+}
+
+const FIRST: u32 = 0x0a20_0000;
+
+#[test]
+fn by_the_map_there_and_to_a_host() {
+    let (mut bed, mut ends) = owned();
+    let host = FIRST + 10_000;
+    for fib in &mut bed.fibs {
+        let mut owners = (*fib.owners).clone();
+        owners.hosts = vec![(host, mac(1, 9))];
+        fib.owners = Arc::new(owners);
+    }
+    let bytes = frame(mac_of(host), mac_of(FIRST), &[7; 1_000]);
+    let out = allocations(|| sent(&mut bed, &Offload::default(), &bytes, &mut ends));
+    assert_eq!((out, ends.wire.len()), (0, ROUNDS));
+    let (mut buffer, places) = received(&mut ends, 1);
+    let mut sink = Sink::default();
+    let taken = take_in(&mut bed.forwarders[1], &bed.fibs[1], address(0), &mut buffer, &places, &mut ends, &mut sink);
+    assert_eq!((taken, sink.frames), (0, ROUNDS));
+}
+
+#[test]
+fn arp_answered_dropped_and_disputed() {
+    let (mut bed, mut ends) = owned();
+    let (ours, peers) = (FIRST, FIRST + 16);
+    let cases = [
+        (arp_request(mac_of(ours), ours, peers), true, None),
+        (arp_request(mac_of(ours), ours, ours + 1), false, Some(DropReason::Local)),
+        (arp_request(mac(0, 1), peers, peers), true, Some(DropReason::NotOwner)),
+        (arp_request(mac(0, 1), peers, ours), false, Some(DropReason::NotOwner)),
+        (frame(ALL, mac_of(peers), b"x"), false, Some(DropReason::NotOwner)),
+    ];
+    for (frame, answered, dropped) in cases {
+        let before = dropped.map_or(0, |reason| bed.drops(0, reason));
+        let mut answers = 0;
+        let out = allocations(|| {
+            for _ in 0..ROUNDS {
+                answers += usize::from(bed.outbound(0, &Offload::default(), &frame, &mut ends).is_some());
+            }
+        });
+        assert_eq!((out, answers, ends.wire.len()), (0, if answered { ROUNDS } else { 0 }, 0));
+        assert!(dropped.is_none_or(|reason| bed.drops(0, reason) == before + ROUNDS as u64));
+    }
+}
+
+#[test]
+fn what_others_say_in_the_name_of_a_third() {
+    let (mut bed, mut ends) = bed(3);
+    bed.own(FIRST, 48, 16);
+    // Machine 0 believes that nothing is owned, so it lets everything out.
+    bed.fibs[0].owners = Arc::default();
+    for bytes in [frame(mac(1, 1), mac_of(FIRST + 32), b"x"), arp_request(mac(0, 1), FIRST + 32, FIRST + 16)] {
+        sent(&mut bed, &Offload::default(), &bytes, &mut ends);
+        let (mut buffer, places) = received(&mut ends, 1);
+        let before = bed.drops(1, DropReason::NotOwner);
+        let mut sink = Sink::default();
+        let (forwarder, fib) = (&mut bed.forwarders[1], &bed.fibs[1]);
+        let taken = take_in(forwarder, fib, address(0), &mut buffer, &places, &mut ends, &mut sink);
+        assert_eq!((taken, sink.frames, bed.drops(1, DropReason::NotOwner) - before), (0, 0, ROUNDS as u64));
+    }
 }

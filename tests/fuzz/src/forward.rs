@@ -2,12 +2,15 @@
 //! never send more than it was given.
 //!
 //! The input is a run of datagrams, each `kind (1) ‖ length (2) ‖ bytes`; what a member would send is sealed here with real keys, so that the bytes reach
-//! what lies behind the seal.
+//! what lies behind the seal. Some are frames of this machine's own TAP instead.
 
+use meshnet_core::fib::owners::mac_of;
+use meshnet_core::fib::{Owner, Owners};
 use meshnet_core::forward::join::Joiner;
 use meshnet_core::forward::testbed::{Ends, Frames, Testbed, address};
 use meshnet_core::forward::{Deliver, Inbound};
 use meshnet_core::session::Cipher;
+use meshnet_proto::Mac;
 use meshnet_proto::limits::SUPERFRAME_MAX_BYTES;
 use meshnet_proto::wire::data::{OUTER_BYTES, Offload, Relay, TAG_BYTES};
 
@@ -21,9 +24,16 @@ pub fn inbound(bytes: &[u8]) {
     let mut testbed = Testbed::new(MACHINES, Cipher::ChaCha20Poly1305);
     testbed.flood(1, 0, &[2]);
     testbed.flood(2, 0, &[1, 3]);
+    testbed.own(FIRST, 4 * MACHINES as u32, 4);
+    let owners = Owners { hosts: vec![(FIRST + 1, HOST)], ..(*testbed.fibs[0].owners).clone() };
+    testbed.fibs[0].owners = owners.into();
     let mut ends = Ends::default();
     let (mut buffer, mut delivered) = (Vec::new(), Vec::new());
     for (kind, bytes) in datagrams(bytes) {
+        if kind & 0x0f == 3 {
+            from_tap(&mut testbed, bytes, &mut ends);
+            continue;
+        }
         let Some(mut datagram) = sealed(&testbed, kind, bytes) else { continue };
         let length = datagram.len();
         let verdict = testbed.inbound(0, address(1), &mut datagram, &mut ends);
@@ -35,6 +45,7 @@ pub fn inbound(bytes: &[u8]) {
             Inbound::Quic { datagram: range, .. } => assert!(range.start <= range.end && range.end <= length),
             Inbound::Deliver { inner, frame, flow } => {
                 assert!(frame.start <= frame.end && frame.end <= length);
+                checked_station(&datagram[frame.clone()]);
                 let start = buffer.len();
                 buffer.extend_from_slice(&datagram);
                 delivered.push((inner, start + frame.start..start + frame.end, flow));
@@ -51,6 +62,31 @@ pub fn inbound(bytes: &[u8]) {
     let written: usize = frames.0.all.iter().map(|(_, frame)| frame.len()).sum();
     assert!(written <= given, "{written} bytes delivered of {given}");
 }
+
+/// A frame of a local station: whoever is answered has no datagram sent, and hears of an address that another machine owns.
+fn from_tap(testbed: &mut Testbed, frame: &[u8], ends: &mut Ends) {
+    let answer = testbed.outbound(0, &Offload::default(), frame, ends);
+    let sent = ends.wire.take();
+    assert!(sent.len() < MACHINES, "{} datagrams sent for one frame", sent.len());
+    if let Some(answer) = answer {
+        assert!(sent.is_empty(), "answered and sent");
+        assert_eq!(answer[..6], frame[6..12], "answered to another");
+        let owner = testbed.fibs[0].owners.of_mac(Mac(answer[6..12].try_into().expect("six bytes")));
+        assert!(matches!(owner, Some((_, Owner::Peer(_)))), "answered for {owner:?}");
+    }
+}
+
+/// What no peer may send: a frame in the name of an address of this machine. What it does not receive: one to the address that follows from its host's.
+fn checked_station(frame: &[u8]) {
+    assert!(frame[..6] != mac_of(FIRST + 1).0, "not rewritten");
+    let ours = (FIRST..FIRST + 4).any(|address| frame[6..12] == mac_of(address).0);
+    assert!(!ours, "in our name");
+}
+
+/// First address of the range; each machine owns four, in order.
+const FIRST: u32 = 0x0a20_0000;
+/// What has the second address.
+const HOST: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
 /// Frames for the TAP, each checked as the kernel would.
 #[derive(Default)]

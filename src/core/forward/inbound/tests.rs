@@ -3,6 +3,7 @@ use meshnet_proto::wire::data::{Gso, Offload};
 use proptest::prelude::*;
 
 use super::*;
+use crate::fib::owners::mac_of;
 use crate::fib::{PUNTS_PER_REFILL, STORM_BURST_FRAMES};
 use crate::forward::seal_inner;
 use crate::forward::testbed::*;
@@ -279,6 +280,112 @@ fn another_incarnation_is_another_origin() {
     assert_eq!(bed.drops(1, DropReason::UnknownOrigin), 1);
 }
 
+const FIRST: u32 = 0x0a20_0000;
+
+/// `count` machines that own 16 addresses each, in turn.
+fn owned(count: usize) -> (Testbed, Ends) {
+    let (mut bed, ends) = bed(count);
+    bed.own(FIRST, 16 * count as u32, 16);
+    (bed, ends)
+}
+
+#[test]
+fn nobody_speaks_for_the_address_of_another() {
+    let nobodys = FIRST + 32;
+    let table = [
+        ("by its own address", frame(mac(1, 1), mac_of(FIRST + 5), b"x"), true),
+        ("by a third one's", frame(mac(1, 1), mac_of(FIRST + 50), b"x"), false),
+        ("by ours", frame(mac(1, 1), mac_of(FIRST + 16), b"x"), false),
+        ("by nobody's", frame(mac(1, 1), mac_of(nobodys), b"x"), true),
+        ("by one outside", frame(mac(1, 1), mac_of(FIRST + 64), b"x"), true),
+        ("ARP for its own", arp_request(mac(0, 1), FIRST + 5, FIRST + 16), true),
+        ("ARP in the name of a third one", arp_request(mac(0, 1), FIRST + 50, FIRST + 16), false),
+        ("the same as an announcement", arp_request(mac(0, 1), FIRST + 50, FIRST + 50), false),
+        ("ARP in our name", arp_request(mac(0, 1), FIRST + 16, FIRST + 17), false),
+        ("ARP from nobody's", arp_request(mac(0, 1), nobodys, FIRST + 16), true),
+        ("ARP from outside", arp_request(mac(0, 1), FIRST + 64, FIRST + 16), true),
+        ("a probe", arp_request(mac(0, 1), 0, FIRST + 16), true),
+    ];
+    for (what, frame, taken) in table {
+        for how in ["sent", "flooded", "relayed"] {
+            let (mut bed, mut ends) = owned(4);
+            for fib in &mut bed.fibs {
+                let mut owners = (*fib.owners).clone();
+                owners.runs[2].1 = fib::Owner::Nobody;
+                fib.owners = owners.into();
+            }
+            let verdict = match how {
+                "sent" => {
+                    let mut datagram = sealed(&bed, 0, 1, &Inner::plain(InnerKind::Frame), &frame);
+                    bed.inbound(1, address(0), &mut datagram, &mut ends)
+                }
+                "flooded" => {
+                    // It comes by machine 3, whose addresses are no matter.
+                    bed.flood(0, 1, &[2]);
+                    let (inner, body) = flooded(0, 1, 5, &frame);
+                    let mut datagram = sealed(&bed, 3, 1, &inner, &body);
+                    let verdict = bed.inbound(1, address(3), &mut datagram, &mut ends);
+                    assert_eq!(ends.wire.take().len(), 1, "{what}: passed on, as the next judges by its own map");
+                    verdict
+                }
+                _ => {
+                    let inside = sealed(&bed, 0, 1, &Inner::plain(InnerKind::Frame), &frame);
+                    let mut datagram = relayed_by(&bed, 3, 0, &[3, 1], 1, &inside);
+                    bed.inbound(1, address(3), &mut datagram, &mut ends)
+                }
+            };
+            assert_eq!(matches!(verdict, Inbound::Deliver { .. }), taken, "{what}, {how}");
+            assert_eq!(bed.drops(1, DropReason::NotOwner), u64::from(!taken), "{what}, {how}");
+            assert!(taken || bed.forwarders[1].fdb.is_empty(), "{what}, {how}: learned of what was dropped");
+        }
+    }
+}
+
+#[test]
+fn of_managed_addresses_nothing_is_learned() {
+    let (mut bed, mut ends) = owned(3);
+    for (source, learned) in [(mac_of(FIRST + 5), 0), (mac(0, 1), 1), (mac_of(FIRST + 48), 2)] {
+        let plain = Inner::plain(InnerKind::Frame);
+        let mut datagram = sealed(&bed, 0, 1, &plain, &frame(mac(1, 1), source, b"x"));
+        assert!(matches!(bed.inbound(1, address(0), &mut datagram, &mut ends), Inbound::Deliver { .. }));
+        assert_eq!(bed.forwarders[1].fdb.len(), learned, "{source}");
+    }
+}
+
+#[test]
+fn hosts_are_reached_by_the_address_that_follows_from_theirs() {
+    let (mut bed, mut ends) = owned(2);
+    let (host, real) = (FIRST + 17, mac(1, 9));
+    let mut owners = (*bed.fibs[1].owners).clone();
+    owners.hosts = vec![(host, real), (FIRST + 90, real)];
+    bed.fibs[1].owners = owners.into();
+    let station = mac_of(FIRST + 3);
+    for (to, wanted) in [(host, real), (FIRST + 18, mac_of(FIRST + 18)), (FIRST + 90, mac_of(FIRST + 90))] {
+        let (offload, bytes) = superframe(mac_of(to), station, &[7; 3_000], 1_000);
+        bed.outbound(0, &offload, &bytes, &mut ends);
+        bed.outbound(0, &Offload::default(), &frame(mac_of(to), station, b"x"), &mut ends);
+        let mut frames = Frames::default();
+        let mut joiner = crate::forward::join::Joiner::default();
+        let mut buffer = Vec::new();
+        let mut places = Vec::new();
+        for (_, datagram) in ends.wire.take().iter().filter(|(at, _)| *at == address(1)) {
+            places.push(buffer.len()..buffer.len() + datagram.len());
+            buffer.extend_from_slice(datagram);
+        }
+        for place in places {
+            let (forwarder, fib) = (&mut bed.forwarders[1], &bed.fibs[1]);
+            let Ends { wire, punts, tick } = &mut ends;
+            match forwarder.inbound(fib, *tick, address(0), &mut buffer, place, wire, punts) {
+                Inbound::Deliver { inner, frame, flow } => joiner.push(&mut buffer, &inner, frame, flow, &mut frames),
+                other => panic!("{other:?}"),
+            }
+        }
+        joiner.flush(&mut buffer, &mut frames);
+        let wanted = [[&wanted.0, &bytes[6..]].concat(), frame(wanted, station, b"x")];
+        assert_eq!(frames.all.iter().map(|frame| frame.1.clone()).collect::<Vec<_>>(), wanted, "{to:x}");
+    }
+}
+
 #[test]
 fn relays_pass_on_what_they_cannot_read() {
     let (mut bed, mut ends) = bed(5);
@@ -326,13 +433,17 @@ fn tampering_with_a_relayed_datagram() {
 
 /// A RELAY datagram of machine 0 for machine 1, with this route, position and content. By hand, since no honest route can be as wrong as some.
 fn relayed(bed: &Testbed, source: usize, hops: &[usize], position: u8, inside: &[u8]) -> Vec<u8> {
+    relayed_by(bed, 0, source, hops, position, inside)
+}
+
+fn relayed_by(bed: &Testbed, by: usize, source: usize, hops: &[usize], position: u8, inside: &[u8]) -> Vec<u8> {
     let mut header = vec![hops.len() as u8, position, 0, 0];
     for peer in [&[source], hops].concat() {
         header.extend_from_slice(&peer_id(peer).short().0.to_be_bytes());
     }
     let mut datagram = [&[0; OUTER_BYTES][..], &header, &[0; TAG_BYTES], inside].concat();
     let before = datagram.len() - inside.len();
-    let session = bed.fibs[0].peer(PeerSlot(1)).unwrap().session.clone().unwrap();
+    let session = bed.fibs[by].peer(PeerSlot(1)).unwrap().session.clone().unwrap();
     // A tag over less than 16 bytes cannot be made: such a datagram is cut afterwards.
     datagram.resize(datagram.len().max(before + 16), 0);
     session.seal_hop(1, &mut datagram, header.len()).unwrap();

@@ -1,10 +1,10 @@
 use std::net::SocketAddr;
 
-use meshnet_proto::Mac;
 use meshnet_proto::wire::data::{OUTER_BYTES, Outer, OuterKind, Relay, TAG_BYTES};
 
 use super::*;
-use crate::fib::{Path, STORM_BURST_FRAMES};
+use crate::fib::owners::mac_of;
+use crate::fib::{Owners, Path, STORM_BURST_FRAMES};
 use crate::forward::testbed::*;
 use crate::forward::{Inbound, Punted};
 use crate::session::Cipher;
@@ -310,6 +310,141 @@ fn a_flooded_super_frame_numbers_its_segments() {
         })
         .collect();
     assert_eq!(numbers, [0, 1, 2, 0, 1, 2, 3, 3]);
+}
+
+/// Three machines that own 16 addresses each, in turn.
+fn owned() -> (Testbed, Ends) {
+    let (mut bed, ends) = bed(3);
+    bed.own(FIRST, 48, 16);
+    (bed, ends)
+}
+
+const FIRST: u32 = 0x0a20_0000;
+const ALL: Mac = Mac([0xff; 6]);
+
+#[test]
+fn a_managed_address_leads_to_its_owner() {
+    let (mut bed, mut ends) = owned();
+    let station = mac_of(FIRST + 3);
+    for (to, wanted) in [(FIRST + 16, 1), (FIRST + 31, 1), (FIRST + 32, 2)] {
+        bed.outbound(0, &Offload::default(), &frame(mac_of(to), station, b"x"), &mut ends);
+        let sent = ends.wire.take();
+        assert_eq!(sent.iter().map(|sent| sent.0).collect::<Vec<_>>(), [address(wanted)], "{to:x}: never flooded");
+    }
+    let (offload, bytes) = superframe(mac_of(FIRST + 20), station, &[7; 5_000], 1_000);
+    bed.outbound(0, &offload, &bytes, &mut ends);
+    assert_eq!(ends.wire.take().len(), 5);
+    bed.relay(0, &[2], 1);
+    bed.outbound(0, &Offload::default(), &frame(mac_of(FIRST + 16), station, b"x"), &mut ends);
+    assert_eq!(ends.wire.take()[0].0, address(2), "by a relay");
+    assert!(bed.forwarders[0].fdb.is_empty(), "nothing is learned of a managed address");
+    bed.outbound(0, &Offload::default(), &frame(mac_of(FIRST + 4), station, b"x"), &mut ends);
+    assert_eq!((ends.wire.len(), bed.drops(0, DropReason::Local)), (0, 1), "the bridge delivers it, or nobody has it");
+}
+
+#[test]
+fn what_was_learned_of_an_address_before_does_not_count() {
+    let (mut bed, mut ends) = owned();
+    for to in [FIRST + 4, FIRST + 20] {
+        let forwarder = &mut bed.forwarders[0];
+        forwarder.fdb.learn(&mut forwarder.cache, mac_of(to), Owner::Peer(PeerSlot(2)), 1);
+        bed.outbound(0, &Offload::default(), &frame(mac_of(to), mac(0, 1), b"x"), &mut ends);
+    }
+    assert_eq!(ends.wire.take().iter().map(|sent| sent.0).collect::<Vec<_>>(), [address(1)]);
+    assert_eq!(bed.drops(0, DropReason::Local), 1);
+}
+
+#[test]
+fn what_nobody_owns_is_learned_and_flooded() {
+    let (mut bed, mut ends) = owned();
+    let mut owners = (*bed.fibs[0].owners).clone();
+    owners.runs[1].1 = fib::Owner::Nobody;
+    bed.fibs[0].owners = owners.into();
+    let to = frame(mac_of(FIRST + 20), mac_of(FIRST + 21), b"x");
+    bed.outbound(0, &Offload::default(), &to, &mut ends);
+    assert_eq!((ends.wire.take().len(), bed.forwarders[0].fdb.len()), (2, 1));
+    let forwarder = &mut bed.forwarders[0];
+    forwarder.fdb.learn(&mut forwarder.cache, mac_of(FIRST + 20), Owner::Peer(PeerSlot(2)), 1);
+    bed.outbound(0, &Offload::default(), &to, &mut ends);
+    assert_eq!(ends.wire.take()[0].0, address(2), "where it was learned");
+}
+
+#[test]
+fn no_station_speaks_for_the_address_of_a_peer() {
+    let (mut bed, mut ends) = owned();
+    let peers = mac_of(FIRST + 16);
+    let frames = [
+        frame(mac_of(FIRST + 32), peers, b"x"),
+        frame(ALL, peers, b"x"),
+        arp_request(peers, FIRST + 3, FIRST + 32),
+        arp_request(mac(0, 1), FIRST + 16, FIRST + 32),
+    ];
+    for (at, frame) in frames.iter().enumerate() {
+        assert_eq!(bed.outbound(0, &Offload::default(), frame, &mut ends), None);
+        assert_eq!((bed.drops(0, DropReason::NotOwner), ends.wire.len()), (at as u64 + 1, 0));
+    }
+    let mut tagged = frames[3].clone();
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    bed.outbound(0, &Offload::default(), &tagged, &mut ends);
+    assert_eq!(ends.wire.take().len(), 2, "a VLAN is another network");
+    // An exposed host speaks for its address with its own MAC address.
+    bed.outbound(0, &Offload::default(), &frame(mac_of(FIRST + 32), mac(0, 9), b"x"), &mut ends);
+    assert_eq!(ends.wire.take().len(), 1);
+}
+
+#[test]
+fn arp_for_the_range_ends_here() {
+    let (mut bed, mut ends) = owned();
+    let (asker, me) = (mac_of(FIRST + 3), FIRST + 3);
+    for sender in [me, 0] {
+        let answer = bed.outbound(0, &Offload::default(), &arp_request(asker, sender, FIRST + 40), &mut ends).unwrap();
+        assert_eq!((&answer[..6], &answer[6..12]), (&asker.0[..], &mac_of(FIRST + 40).0[..]));
+        assert_eq!(answer[38..], sender.to_be_bytes());
+    }
+    let counters = bed.forwarders[0].counters.clone();
+    let counted = |bed: &Testbed| {
+        [DropReason::Local, DropReason::NotOwner, DropReason::Unowned].map(|reason| bed.drops(0, reason))
+    };
+    assert_eq!((counters.answered.value(), counted(&bed)), (2, [0; 3]));
+    for target in [FIRST + 4, me] {
+        assert_eq!(bed.outbound(0, &Offload::default(), &arp_request(asker, me, target), &mut ends), None);
+    }
+    assert_eq!((counters.answered.value(), counted(&bed)), (2, [2, 0, 0]), "ours, and the announcement of ours");
+    let squatter = bed.outbound(0, &Offload::default(), &arp_request(mac(0, 7), FIRST + 40, FIRST + 40), &mut ends);
+    assert_eq!(squatter.unwrap()[6..12], mac_of(FIRST + 40).0, "who takes a peer's address hears of it");
+    assert_eq!((counters.answered.value(), counted(&bed)), (3, [2, 1, 0]));
+    assert!(ends.wire.is_empty(), "nothing crossed");
+    bed.outbound(0, &Offload::default(), &arp_request(asker, me, FIRST + 48), &mut ends);
+    assert_eq!(ends.wire.take().len(), 2, "outside the range: flooded");
+    let mut owners = (*bed.fibs[0].owners).clone();
+    owners.runs.truncate(2);
+    owners.runs.push((FIRST + 32, fib::Owner::Nobody));
+    bed.fibs[0].owners = owners.into();
+    assert_eq!(bed.outbound(0, &Offload::default(), &arp_request(asker, me, FIRST + 40), &mut ends), None);
+    assert_eq!((ends.wire.len(), counted(&bed)), (0, [2, 1, 1]));
+}
+
+#[test]
+fn arp_is_as_ever_when_nobody_owns_anything() {
+    for owners in [Owners::default(), Owners { first: FIRST, last: FIRST + 47, ..Owners::default() }] {
+        let (mut bed, mut ends) = bed(3);
+        bed.fibs[0].owners = owners.into();
+        for (sender, target) in [(3, 40), (40, 40), (0, 3)] {
+            let frame = arp_request(mac_of(FIRST + 3), FIRST + sender, FIRST + target);
+            assert_eq!(bed.outbound(0, &Offload::default(), &frame, &mut ends), None);
+            assert_eq!(ends.wire.take().len(), 2);
+        }
+        assert_eq!(bed.forwarders[0].fdb.len(), 1);
+        assert!(DropReason::ALL.iter().all(|reason| bed.drops(0, *reason) == 0));
+    }
+}
+
+#[test]
+fn arp_of_a_group_is_not_answered() {
+    let (mut bed, mut ends) = owned();
+    let frame = arp_request(Mac([0x01, 0, 0x5e, 0, 0, 1]), FIRST + 3, FIRST + 40);
+    assert_eq!(bed.outbound(0, &Offload::default(), &frame, &mut ends), None);
+    assert_eq!(bed.drops(0, DropReason::Malformed), 1);
 }
 
 #[test]
