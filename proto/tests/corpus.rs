@@ -24,7 +24,7 @@ fn the_corpus_changes_nothing() {
 /// Each vector through every decoder, whole, cut anywhere, and with each byte changed.
 #[test]
 fn damaged_vectors_change_nothing() {
-    for file in ["headers", "messages", "records", "refused"] {
+    for file in ["addresses", "headers", "messages", "records", "refused"] {
         for bytes in common::vectors(file).values() {
             for (_, decode) in decoders::DECODERS {
                 for start in [0, 4] {

@@ -9,6 +9,7 @@ use meshnet_proto::wire::control::{Control, LENGTH_BYTES};
 use meshnet_proto::wire::data::{
     FLOOD_BYTES, Flood, INNER_BYTES, Inner, OUTER_BYTES, Outer, PROBE_BYTES, Probe, Relay, is_quic,
 };
+use meshnet_proto::wire::ipam::Message;
 use meshnet_proto::wire::record::SignedRecord;
 
 /// Takes any bytes.
@@ -23,6 +24,7 @@ pub const DECODERS: &[(&str, Decode)] = &[
     ("probe", probe),
     ("control", control),
     ("record", record),
+    ("ipam", ipam),
 ];
 
 /// [`Outer`].
@@ -94,4 +96,13 @@ pub fn record(bytes: &[u8]) {
     assert!(record.within_limits());
     let written = codec::encode(&record);
     assert_eq!(written.and_then(|written| codec::decode(&written)), Ok(record));
+}
+
+/// [`Message::parse`]: messages about addresses.
+pub fn ipam(bytes: &[u8]) {
+    let Ok(Some(message)) = Message::parse(bytes) else { return };
+    // Columns may name ids that no run uses, so only what was read must survive.
+    if let Ok(written) = message.emit() {
+        assert_eq!(Message::parse(&written), Ok(Some(message)));
+    }
 }
