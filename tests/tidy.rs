@@ -22,9 +22,13 @@ const ROOMS: Table = &[
     ("api", &["telemetry", "proto"]),
     ("ctl", &["telemetry", "proto"]),
     ("telemetry", &["core", "proto"]),
+    ("store", &["core"]),
     (
         "daemon",
-        &["sys", "buf", "tap", "udp", "quic", "dataplane", "netlink", "api", "ctl", "telemetry", "core", "proto"],
+        &[
+            "sys", "buf", "tap", "udp", "quic", "dataplane", "netlink", "api", "ctl", "telemetry", "store", "core",
+            "proto",
+        ],
     ),
     ("bin", &["ctl", "telemetry", "daemon", "proto"]),
     ("build", &[]),
@@ -38,6 +42,7 @@ const CORE_ROOMS: Table = &[
     ("session", &["counters", "time"]),
     ("topology", &["identity", "time"]),
     ("gossip", &["topology", "identity", "time", "node"]),
+    ("ipam", &["topology", "time", "node"]),
     ("route", &["topology", "time"]),
     ("peer", &["session", "fib", "node", "time"]),
     ("fib", &["session", "counters", "fdb", "route", "time", "forward"]),
@@ -45,13 +50,16 @@ const CORE_ROOMS: Table = &[
     ("forward", &["fib", "fdb", "session", "counters", "node", "time"]),
     (
         "node",
-        &["time", "counters", "identity", "session", "topology", "gossip", "route", "peer", "fib", "fdb", "forward"],
+        &[
+            "time", "counters", "identity", "session", "topology", "gossip", "route", "peer", "fib", "fdb", "forward",
+            "ipam",
+        ],
     ),
     (
         "sim",
         &[
             "time", "counters", "identity", "session", "topology", "gossip", "route", "peer", "fib", "fdb", "forward",
-            "node",
+            "ipam", "node",
         ],
     ),
 ];
