@@ -24,7 +24,11 @@ mod members;
 mod reclaim;
 mod requests;
 mod rules;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod spread;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -39,6 +43,8 @@ pub use io::*;
 pub use keep::KeptError;
 pub use requests::{cidr, dotted};
 pub use rules::Rules;
+#[cfg(any(test, feature = "sim"))]
+pub use rules::Without;
 
 use genesis::Election;
 use grant::Refill;

@@ -34,6 +34,12 @@ impl Promises {
         self.all.get(&peer).copied()
     }
 
+    /// One about a peer that is still a member.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn open(&self, members: &super::members::Members) -> Option<ShortId> {
+        self.all.keys().copied().find(|peer| !members.is_removed(*peer))
+    }
+
     fn set(&mut self, peer: ShortId, ballot: Option<Ballot>) {
         match ballot {
             Some(ballot) => drop(self.all.insert(peer, ballot)),
