@@ -104,6 +104,21 @@ pub struct Ipam {
     pub used: u64,
     pub free: u64,
     pub shares: Vec<Share>,
+    /// What it waits for; empty when ready.
+    #[serde(default)]
+    pub reason: String,
+    /// Hash, in hex, of who owns what and who belongs to it, as this peer knows it: the same at all peers that agree.
+    #[serde(default)]
+    pub digest: String,
+    /// Peers that belong to the address space; those removed are not counted.
+    #[serde(default)]
+    pub members: u64,
+    /// Peers that left it, or were removed.
+    #[serde(default)]
+    pub removed: u64,
+    /// Addresses given out here that somebody else gives out or uses too, each in words.
+    #[serde(default)]
+    pub conflicts: Vec<String>,
 }
 
 impl Ipam {
@@ -117,6 +132,11 @@ impl Ipam {
             used: 0,
             free: 0,
             shares: Vec::new(),
+            reason: String::new(),
+            digest: String::new(),
+            members: 0,
+            removed: 0,
+            conflicts: Vec::new(),
         }
     }
 }
@@ -130,6 +150,15 @@ pub struct Share {
     pub addresses: u64,
     pub percent: f64,
     pub reachable: bool,
+    /// [`Ipam::digest`] as that peer tells it; empty when it told none.
+    #[serde(default)]
+    pub digest: String,
+    /// Addresses that it could give out, as it tells.
+    #[serde(default)]
+    pub free: Option<u64>,
+    /// `known` (asked to belong), `admitted` or `removed`.
+    #[serde(default)]
+    pub standing: String,
 }
 
 /// Frames that crossed this peer.
@@ -257,11 +286,12 @@ pub enum Command {
     Connect { addresses: Vec<String> },
     /// Forget these.
     Forget { addresses: Vec<String> },
-    /// Give a namespace (name, path or pid) an interface on the bridge and addresses.
+    /// Give a namespace (name, path or pid) an interface on the bridge and addresses: CIDRs, or `auto` for one of the range.
+    /// None: `auto`, where there is a range.
     Attach { namespace: String, addresses: Vec<String> },
     /// Take addresses (all: and the interface) from a namespace.
     Detach { namespace: String, addresses: Vec<String> },
-    /// Give the host an address on the bridge.
+    /// Give the host an address on the bridge: a CIDR, or `auto`.
     Expose { address: String },
     /// Take it away; empty: all.
     Hide { address: Option<String> },
@@ -269,6 +299,20 @@ pub enum Command {
     Ping { peer: String },
     /// The path of a frame to an IP address, MAC address or peer.
     Trace { to: String },
+    /// An address for this owner, out of a subnet (none: the default one); the same one when it has one there.
+    IpAlloc { id: String, subnet: Option<String> },
+    /// This very address for this owner.
+    IpClaim { id: String, address: String },
+    /// The addresses of this owner.
+    IpLookup { id: String },
+    /// One address of this owner back; none: all.
+    IpFree { id: String, address: Option<String> },
+    /// All addresses given out by this peer.
+    IpList,
+    /// These peers (names or ids) are gone for good: take back what they own.
+    Rmpeer { peers: Vec<String>, force: bool },
+    /// Give back all that this peer owns, and belong to the address space no more.
+    Leave,
 }
 
 /// The answer to a [`Command`].
@@ -286,8 +330,27 @@ pub enum Reply {
     Lost { peer: PeerId, name: String },
     /// The path.
     Trace(Trace),
+    /// An address with the length of its network: `10.32.0.5/12`.
+    Address { address: String },
+    /// Addresses given out.
+    Leases { leases: Vec<Lease> },
+    /// These peers are removed; so many addresses were taken back.
+    Removed { peers: Vec<String>, addresses: u64 },
     /// The peer said no.
     Refused { reason: String },
+}
+
+/// One address that is given out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Lease {
+    pub id: String,
+    /// `10.32.0.5`.
+    pub address: String,
+    /// Its network: `10.32.0.0/12`.
+    pub subnet: String,
+    /// It came from another address space, and its owner in this one has not agreed yet.
+    pub unconfirmed: bool,
 }
 
 /// The answer to [`Command::Trace`].

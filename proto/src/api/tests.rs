@@ -35,7 +35,17 @@ fn status() -> Status {
             changed_s: 9,
         }],
         ipam: Ipam {
-            shares: vec![Share { peer: id(1), name: "one".into(), addresses: 4, percent: 50.0, reachable: true }],
+            shares: vec![Share {
+                peer: id(1),
+                name: "one".into(),
+                addresses: 4,
+                percent: 50.0,
+                reachable: true,
+                digest: "1a2b3c4d5e6f7081".into(),
+                free: Some(3),
+                standing: "admitted".into(),
+            }],
+            conflicts: vec!["10.32.0.9: somebody has it".into()],
             ..Ipam::off()
         },
         data: Data { drops: BTreeMap::from([("forged".into(), 3)]), ..Data::default() },
@@ -121,9 +131,23 @@ fn keys_of_the_status_are_those_that_programs_rely_on() {
         ("used", 'N'),
         ("free", 'N'),
         ("shares", 'A'),
+        ("reason", 'S'),
+        ("digest", 'S'),
+        ("members", 'N'),
+        ("removed", 'N'),
+        ("conflicts", 'A'),
     ];
     keys(&json["ipam"], &ipam);
-    let share = [("peer", 'H'), ("name", 'S'), ("addresses", 'N'), ("percent", 'F'), ("reachable", 'B')];
+    let share = [
+        ("peer", 'H'),
+        ("name", 'S'),
+        ("addresses", 'N'),
+        ("percent", 'F'),
+        ("reachable", 'B'),
+        ("digest", 'S'),
+        ("free", 'N'),
+        ("standing", 'S'),
+    ];
     keys(&json["ipam"]["shares"][0], &share);
     let data = [("tx_frames", 'N'), ("tx_bytes", 'N'), ("rx_frames", 'N'), ("rx_bytes", 'N'), ("drops", 'O')];
     keys(&json["data"], &data);
@@ -194,6 +218,14 @@ fn commands_and_replies() {
         (Command::Hide { address: None }, "hide"),
         (Command::Ping { peer: "two".into() }, "ping"),
         (Command::Trace { to: "10.32.0.1".into() }, "trace"),
+        (Command::IpAlloc { id: "web".into(), subnet: None }, "ip-alloc"),
+        (Command::IpAlloc { id: "web".into(), subnet: Some("10.33.0.0/16".into()) }, "ip-alloc"),
+        (Command::IpClaim { id: "web".into(), address: "10.32.0.9".into() }, "ip-claim"),
+        (Command::IpLookup { id: "web".into() }, "ip-lookup"),
+        (Command::IpFree { id: "web".into(), address: None }, "ip-free"),
+        (Command::IpList, "ip-list"),
+        (Command::Rmpeer { peers: words(&["two", "1a2b"]), force: true }, "rmpeer"),
+        (Command::Leave, "leave"),
     ] {
         assert_eq!(serde_json::to_value(&command).unwrap()["command"], name);
         round_trip(command);
@@ -209,7 +241,16 @@ fn commands_and_replies() {
         mtu: 1310,
         cipher: String::new(),
     };
+    let lease = Lease {
+        id: "web".into(),
+        address: "10.32.0.5".into(),
+        subnet: "10.32.0.0/12".into(),
+        unconfirmed: false,
+    };
     for (reply, name) in [
+        (Reply::Address { address: "10.32.0.5/12".into() }, "address"),
+        (Reply::Leases { leases: vec![lease] }, "leases"),
+        (Reply::Removed { peers: words(&["two"]), addresses: 7 }, "removed"),
         (Reply::Done, "done"),
         (Reply::Attached { interface: "ethmesh".into(), addresses: Vec::new() }, "attached"),
         (Reply::Pong { peer: id(2), name: "two".into(), rtt_ms: 0.5, path: "direct".into() }, "pong"),
@@ -232,4 +273,18 @@ fn unknown_keys_are_skipped() {
     json["later"] = json!({"a": 1});
     json["peer"]["later"] = json!([1]);
     assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status());
+}
+
+/// An older program lacks keys that were added: its documents are read all the same.
+#[test]
+fn added_keys_may_be_missing() {
+    let mut json = serde_json::to_value(status()).unwrap();
+    let remove = |value: &mut Value, keys: &[&str]| {
+        let object = value.as_object_mut().unwrap();
+        keys.iter().for_each(|key| assert!(object.remove(*key).is_some(), "{key}"));
+    };
+    remove(&mut json["ipam"], &["reason", "digest", "members", "removed", "conflicts"]);
+    remove(&mut json["ipam"]["shares"][0], &["digest", "free", "standing"]);
+    let old = serde_json::from_value::<Status>(json).unwrap();
+    assert_eq!((old.ipam.members, old.ipam.shares[0].free), (0, None));
 }
