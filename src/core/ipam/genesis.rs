@@ -395,7 +395,11 @@ impl Ipam {
             let rank = |several: bool, genesis: Genesis| (several, genesis.kind, std::cmp::Reverse(genesis.uuid));
             let mine = rank(several(self.members.admitted().count()), ours);
             if self.left.contains(&theirs.uuid) || rank(several(admitted), theirs) < mine {
-                self.send(from, self.full_state());
+                // It thinks the same of this one, perhaps: no endless dispute.
+                if now >= self.next_dispute {
+                    self.next_dispute = now + STAND_EVERY;
+                    self.send(from, self.full_state());
+                }
                 return false;
             }
             self.yield_to(ours, theirs);

@@ -204,6 +204,11 @@ impl Ipam {
         self.refill.pause = (self.refill.pause * 2).clamp(REFILL_FIRST, REFILL_LAST);
         self.refill.next = now + self.refill.pause;
         let Some(donor) = self.donors(view, &BTreeSet::new()).into_iter().next() else { return };
+        // Who has as little would ask it back.
+        let told = view.peers.get(&donor).and_then(|peer| peer.told);
+        if told.is_some_and(|told| u64::from(told.free) < 2 * free + 2) {
+            return;
+        }
         let token = self.token();
         self.refill.asked = Some((token, donor));
         let ask = Ask { token, within: subnet, want: share as u32 };

@@ -186,6 +186,11 @@ impl Ipam {
         self.keeping.write(key(LEFT, &[]), encode(&self.left));
     }
 
+    pub(super) fn keep_round(&mut self, round: u32) {
+        self.promises.set_round(round);
+        self.keeping.write(key(ROUND, &[]), encode(&round));
+    }
+
     pub(super) fn keep_candidacy(&mut self) {
         let kept = self.candidacy.as_ref().and_then(|candidacy| encode(&candidacy.kept()));
         self.keeping.write(key(CANDIDACY, &[]), kept);
@@ -201,6 +206,7 @@ impl Ipam {
         let mut members: BTreeMap<ShortId, Standing> = BTreeMap::new();
         let mut promises: BTreeMap<ShortId, Ballot> = BTreeMap::new();
         let mut leases: BTreeMap<u32, Lease> = BTreeMap::new();
+        let mut round = 0;
         for (key, value) in kept {
             let Some((kind, rest)) = key.split_first() else { continue };
             match *kind {
@@ -211,6 +217,7 @@ impl Ipam {
                 PROMISE => drop(promises.insert(peer(key, rest)?, decode(key, value)?)),
                 LEASE => drop(leases.insert(address(key, rest)?, decode(key, value)?)),
                 CANDIDACY => self.restore_candidacy(decode(key, value)?),
+                ROUND => round = decode(key, value)?,
                 VOTE => self.vote = decode(key, value)?,
                 // Of a newer version, which had its reasons.
                 _ => return Err(KeptError { key: show(key), why: "a newer version wrote it".into() }),
@@ -236,7 +243,7 @@ impl Ipam {
         }
         self.map = Map::restore(runs);
         self.members = Members::restore(members);
-        self.promises = Promises::restore(promises);
+        self.promises = Promises::restore(promises, round);
         self.leases = Leases::restore(leases);
         Ok(())
     }
@@ -274,6 +281,7 @@ const RUN: u8 = b'r';
 const MEMBER: u8 = b'm';
 const PROMISE: u8 = b'p';
 const CANDIDACY: u8 = b'c';
+const ROUND: u8 = b'b';
 const VOTE: u8 = b'v';
 const LEASE: u8 = b'l';
 /// A full disk may have room again.

@@ -144,9 +144,9 @@ impl Map {
                 Some(here) if here.key() == there.key() => {
                     if here.owner != there.owner {
                         on(Piece::Contradiction { span, here });
-                        if there.owner < here.owner {
-                            taken.push((span, Held { suspended: true, ..there }));
-                        }
+                        // The lower id stays, and neither uses it.
+                        let stays = if there.owner < here.owner { there } else { here };
+                        taken.push((span, Held { suspended: true, ..stays }));
                     }
                 }
                 before => {

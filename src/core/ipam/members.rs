@@ -99,6 +99,8 @@ pub(super) struct Adding {
     joiners: BTreeSet<ShortId>,
     hash: u64,
     yes: BTreeSet<ShortId>,
+    /// Were sent all that I know, in this attempt.
+    explained: BTreeSet<ShortId>,
     pub next: Time,
 }
 
@@ -186,8 +188,9 @@ impl Ipam {
         if joiners.is_empty() {
             return;
         }
-        joiners.iter().for_each(|id| drop(self.members.raise(*id, Standing::Known)));
-        self.adding = Some(Adding { joiners, hash: self.members.hash(), yes: BTreeSet::new(), next: now });
+        joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Known); });
+        let hash = self.members.hash();
+        self.adding = Some(Adding { joiners, hash, yes: BTreeSet::new(), explained: BTreeSet::new(), next: now });
         self.count_yes(now);
         self.ask_to_add(now, view, None);
     }
@@ -203,12 +206,18 @@ impl Ipam {
             adding.hash = hash;
             adding.yes.clear();
         }
+        if only.is_none() {
+            adding.explained.clear();
+        }
         let with_members = only.is_some() || adding.next != now && again;
         adding.next = now + RETRY_EVERY;
         let (joiners, yes) = (adding.joiners.clone(), adding.yes.clone());
         let members = if with_members { self.members.wire() } else { Vec::new() };
         let voters = self.members.admitted().filter(|id| *id != me && !joiners.contains(id) && !yes.contains(id));
         let voters: Vec<ShortId> = voters.filter(|id| only.is_none_or(|only| only == *id)).collect();
+        if with_members && let Some(adding) = &mut self.adding {
+            adding.explained.extend(&voters);
+        }
         for voter in voters {
             let joiners = joiners.iter().copied().collect();
             let message = Message::Add { cluster: self.cluster(), joiners, hash, members: members.clone() };
@@ -227,20 +236,37 @@ impl Ipam {
 
     pub(super) fn on_add_no(&mut self, now: Time, view: &View, from: ShortId, theirs: &[Member]) {
         let before = self.members.hash();
-        theirs.iter().for_each(|member| drop(self.members.raise(member.id, member.standing)));
-        if self.adding.is_none() {
-            return;
+        self.learn_members(theirs);
+        if theirs.iter().any(|m| m.standing == Standing::Removed && !self.members.is_removed(m.id)) {
+            // Asked again when I know of that removal, with all that came of it.
+            let digest = Message::Digest { cluster: self.cluster(), hash: 0 };
+            return self.send(from, digest);
         }
-        let learned = self.members.hash() != before;
-        self.ask_to_add(now, view, if learned { None } else { Some(from) });
+        let Some(adding) = &self.adding else { return };
+        if self.members.hash() != before {
+            self.ask_to_add(now, view, None);
+        } else if !adding.explained.contains(&from) {
+            self.ask_to_add(now, view, Some(from));
+        }
+    }
+
+    /// Who there is, without who was removed: that is believed only together with the owners that came of it.
+    fn learn_members(&mut self, theirs: &[Member]) {
+        for member in theirs {
+            let _ = self.members.raise(member.id, member.standing.min(Standing::Admitted));
+        }
     }
 
     /// Whether the newcomers have their majority, in what is known now.
     fn count_yes(&mut self, now: Time) {
         let hash = self.members.hash();
         let me = self.config.me;
-        let Some(adding) = &self.adding else { return };
-        let joiners: Vec<ShortId> = adding.joiners.iter().copied().filter(|id| !self.members.is_removed(*id)).collect();
+        let Some(adding) = &mut self.adding else { return };
+        adding.joiners.retain(|id| !self.members.is_removed(*id));
+        if adding.hash != hash {
+            adding.next = adding.next.min(now);
+        }
+        let joiners: Vec<ShortId> = adding.joiners.iter().copied().collect();
         let base = self.members.present().filter(|id| !adding.joiners.contains(id)).count();
         let yes = adding.yes.iter().filter(|id| **id != me && !self.members.is_removed(**id)).count() + 1;
         let agreed = adding.hash == hash && yes * 2 > base;
@@ -248,7 +274,7 @@ impl Ipam {
             self.adding = None;
         } else if agreed || !self.rules.majority() {
             self.adding = None;
-            joiners.iter().for_each(|id| drop(self.members.raise(*id, Standing::Admitted)));
+            joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Admitted); });
             self.next_share = now;
             let state = self.full_state();
             for joiner in joiners {
@@ -273,12 +299,13 @@ impl Ipam {
 /// The voter.
 impl Ipam {
     pub(super) fn on_add(&mut self, from: ShortId, joiners: Vec<ShortId>, hash: u64, theirs: &[Member]) {
-        if !self.active() || self.members.is_removed(from) {
+        // Who is frozen lets nobody in: its candidate would not hear of it.
+        if !self.active() || self.is_frozen(from) {
             return;
         }
         let cluster = self.cluster();
         let mut with = self.members.clone();
-        joiners.iter().for_each(|id| drop(with.raise(*id, Standing::Known)));
+        joiners.iter().for_each(|id| { let _ = with.raise(*id, Standing::Known); });
         let removed = joiners.iter().any(|id| self.members.is_removed(*id));
         let knows = |id: ShortId, standing: Standing| {
             let there = theirs.binary_search_by_key(&id, |member| member.id).ok().and_then(|at| theirs.get(at));
@@ -289,8 +316,8 @@ impl Ipam {
             let message = Message::AddNo { cluster, hash, members: self.members.wire() };
             return self.send(from, message);
         }
-        theirs.iter().for_each(|member| drop(self.members.raise(member.id, member.standing)));
-        joiners.iter().for_each(|id| drop(self.members.raise(*id, Standing::Known)));
+        self.learn_members(theirs);
+        joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Known); });
         self.send(from, Message::AddYes { cluster, joiners, hash });
     }
 }

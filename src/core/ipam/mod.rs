@@ -91,6 +91,8 @@ pub struct Ipam {
     next_share: Time,
     told: Option<Told>,
     next_told: Time,
+    /// Not before then is another address space told about this one again.
+    next_dispute: Time,
     keeping: Keeping,
     draws: u64,
 }
@@ -131,6 +133,7 @@ impl Ipam {
             next_share: now + SHARE_EVERY,
             told: None,
             next_told: now,
+            next_dispute: now,
             keeping: Keeping::default(),
             draws: config.seed,
             config,
@@ -162,7 +165,11 @@ impl Ipam {
         self.join_if_due(now, view, false);
         self.add_if_due(now, view, false);
         self.retry_candidacy(now, view, false);
-        self.compare_if_due(now);
+        if now >= self.next_digest {
+            self.next_digest = now + DIGEST_EVERY;
+            self.compare();
+            self.repeat_promises(view);
+        }
         if now >= self.next_share {
             self.next_share = now + SHARE_EVERY;
             if self.active() {
@@ -186,7 +193,7 @@ impl Ipam {
             self.join_deadline(),
             self.adding.as_ref().map_or(Time::NEVER, |adding| adding.next),
             self.candidacy.as_ref().map_or(Time::NEVER, |candidacy| candidacy.next),
-            if self.links.is_empty() { Time::NEVER } else { self.next_digest },
+            self.next_digest,
             self.next_share,
             self.waiting.values().map(Waiting::deadline).min().unwrap_or(Time::NEVER),
             self.leaving.as_ref().map_or(Time::NEVER, |leaving| leaving.next),
@@ -227,7 +234,7 @@ impl Ipam {
             Message::Add { joiners, hash, members, .. } => self.on_add(from, joiners, hash, &members),
             Message::AddYes { joiners, hash, .. } => self.on_add_yes(from, &joiners, hash),
             Message::AddNo { members, .. } => self.on_add_no(now, view, from, &members),
-            Message::Prepare { ballot, gone, .. } => self.on_prepare(view, from, ballot, &gone),
+            Message::Prepare { ballot, gone, .. } => self.on_prepare(now, view, from, ballot, &gone),
             Message::Promise { ballot, admitted, state, .. } => {
                 self.on_promise(now, view, from, ballot, admitted, &state);
             }
@@ -261,7 +268,15 @@ impl Ipam {
 
     /// May give out and give away.
     fn active(&self) -> bool {
-        self.genesis.is_some() && self.is_admitted(self.config.me) && self.doubt.is_none() && self.leaving.is_none()
+        self.genesis.is_some() && self.belongs() && self.doubt.is_none() && self.leaving.is_none()
+    }
+
+    fn belongs(&self) -> bool {
+        match self.members.standing(self.config.me) {
+            Some(Standing::Admitted) => true,
+            Some(Standing::Removed) => !self.rules.fence(),
+            _ => false,
+        }
     }
 
     fn is_admitted(&self, peer: ShortId) -> bool {

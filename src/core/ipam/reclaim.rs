@@ -22,12 +22,14 @@ use crate::time::Time;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Promises {
     all: BTreeMap<ShortId, Ballot>,
+    /// The last round that this peer made an attempt in: no ballot is used twice.
+    round: u32,
     dirty: BTreeSet<ShortId>,
 }
 
 impl Promises {
-    pub fn restore(all: BTreeMap<ShortId, Ballot>) -> Promises {
-        Promises { all, ..Promises::default() }
+    pub fn restore(all: BTreeMap<ShortId, Ballot>, round: u32) -> Promises {
+        Promises { all, round, ..Promises::default() }
     }
 
     pub fn get(&self, peer: ShortId) -> Option<Ballot> {
@@ -46,6 +48,10 @@ impl Promises {
             None => drop(self.all.remove(&peer)),
         }
         self.dirty.insert(peer);
+    }
+
+    pub fn set_round(&mut self, round: u32) {
+        self.round = round;
     }
 
     pub fn clear(&mut self) {
@@ -84,7 +90,7 @@ impl Ipam {
     }
 
     /// Begins to take back what these own, together with those whose removal is under way here.
-    pub(super) fn remove(&mut self, now: Time, view: &View, gone: &[ShortId], force: bool) -> Result<(), Refusal> {
+    pub(super) fn remove(&mut self, now: Time, view: &View, gone: &[ShortId], force: bool, again: bool) -> Result<(), Refusal> {
         let present = |id: &ShortId| *id != self.config.me && self.members.present().any(|other| other == *id);
         let mut set: BTreeSet<ShortId> = gone.iter().copied().filter(present).collect();
         if set.is_empty() {
@@ -93,17 +99,32 @@ impl Ipam {
         if let Some(candidacy) = &self.candidacy {
             set.extend(candidacy.gone.iter().filter(|id| !self.members.is_removed(**id)));
         }
+        // What they had begun to remove goes with them: nobody knows whether they had finished.
+        let silent = |id: &ShortId| !view.peers.get(id).is_some_and(|peer| peer.reachable);
+        let theirs = self.promises.all.iter().filter(|(id, ballot)| set.contains(&ballot.by) && silent(id));
+        let theirs: Vec<ShortId> = theirs.map(|(id, _)| *id).filter(present).collect();
+        set.extend(theirs);
         let of = |id: &ShortId| self.promises.get(*id).filter(|ballot| ballot.by != self.config.me);
-        let rival = set.iter().filter_map(of).find(|b| !set.contains(&b.by) && !self.members.is_removed(b.by));
-        if let Some(rival) = rival.filter(|_| !force) {
+        let rival = |id: &ShortId| of(id).filter(|b| !set.contains(&b.by) && !self.members.is_removed(b.by));
+        if let Some(rival) = set.iter().filter_map(rival).find(|rival| silent(&rival.by)).filter(|_| !force) {
             let name = view.peers.get(&rival.by).map_or_else(|| format!("{:?}", rival.by), |peer| peer.name.clone());
             return Err(Refusal::Later(format!(
                 "{name} is removing it already: look there, or remove {name} too if it is gone"
             )));
         }
+        // Another peer is at it, and can be reached: its outcome is waited for.
+        let theirs: BTreeSet<ShortId> = set.iter().copied().filter(|id| !force && rival(id).is_some()).collect();
+        set.retain(|id| !theirs.contains(id));
+        let under_way = self.candidacy.as_ref().is_some_and(|candidacy| set.is_subset(&candidacy.gone));
+        if set.is_empty() || under_way && !again {
+            self.retry_candidacy(now, view, true);
+            return Ok(());
+        }
         let promised = self.promises.all.values().copied();
         let highest = promised.chain(self.map.iter().map(|(_, held)| held.ballot)).max().unwrap_or_default();
-        let ballot = Ballot { round: highest.round.saturating_add(1), by: self.config.me };
+        let round = highest.round.max(self.promises.round).saturating_add(1);
+        let ballot = Ballot { round, by: self.config.me };
+        self.keep_round(round);
         set.iter().for_each(|id| self.promises.set(*id, Some(ballot)));
         self.candidacy = Some(Candidacy { gone: set, ballot, force, promised: BTreeMap::new(), next: now });
         self.keep_candidacy();
@@ -129,6 +150,8 @@ impl Ipam {
             return;
         }
         candidacy.next = now + RETRY_EVERY;
+        self.withdraw_if_alive(view);
+        let Some(candidacy) = &self.candidacy else { return };
         let (ballot, gone) = (candidacy.ballot, candidacy.gone.iter().copied().collect::<Vec<_>>());
         for peer in self.missing_promises(None) {
             self.send(peer, Message::Prepare { cluster: self.cluster(), ballot, gone: gone.clone() });
@@ -146,7 +169,7 @@ impl Ipam {
         }
     }
 
-    fn withdraw(&mut self, why: Option<&str>) {
+    pub(super) fn withdraw(&mut self, why: Option<&str>) {
         let Some(candidacy) = self.candidacy.take() else { return };
         self.keep_candidacy();
         self.let_go(candidacy.ballot, candidacy.gone.iter().copied());
@@ -220,7 +243,7 @@ impl Ipam {
         if theirs.iter().any(|(_, held)| held.ballot >= ballot) {
             let again: Vec<ShortId> = gone.into_iter().collect();
             self.withdraw(None);
-            drop(self.remove(now, view, &again, force));
+            let _ = self.remove(now, view, &again, force, true);
             return;
         }
         self.candidacy = None;
@@ -231,7 +254,9 @@ impl Ipam {
             let held = Held { len: span.len, ballot, version: 0, owner: me, giver: me, suspended: false };
             self.map.write(span, held);
         }
-        gone.iter().for_each(|id| drop(self.members.raise(*id, Standing::Removed)));
+        for id in &gone {
+            self.members.raise(*id, Standing::Removed);
+        }
         self.next_share = now;
         self.event(Level::Info, "peers were removed", format!("{} of them, with {addresses} addresses", gone.len()));
         self.answer_removals(|wanted| {
@@ -259,10 +284,15 @@ impl Ipam {
         self.rules.freeze() && (self.promises.get(peer).is_some() || self.members.is_removed(peer))
     }
 
-    pub(super) fn on_prepare(&mut self, view: &View, from: ShortId, ballot: Ballot, gone: &[ShortId]) {
+    pub(super) fn on_prepare(&mut self, now: Time, view: &View, from: ShortId, ballot: Ballot, gone: &[ShortId]) {
         let me = self.config.me;
-        if self.members.is_removed(me) || self.members.is_removed(from) || ballot.by != from {
+        if ballot.by != from {
             return;
+        }
+        if self.members.is_removed(me) || self.members.is_removed(from) {
+            // It has not heard.
+            let state = self.full_state();
+            return self.send(from, state);
         }
         let cluster = self.cluster();
         let heard = |id: &ShortId| *id == me || view.peers.get(id).is_some_and(|peer| peer.reachable);
@@ -270,6 +300,7 @@ impl Ipam {
             let message = Message::Refuse { cluster, ballot, higher: Ballot::default(), alive: true };
             return self.send(from, message);
         }
+        self.adopt(now, view, from, gone);
         let open = |id: &&ShortId| !self.members.is_removed(**id);
         let stands = |promised: &Ballot| {
             let superseded = gone.contains(&promised.by) || self.members.is_removed(promised.by);
@@ -291,6 +322,37 @@ impl Ipam {
         self.send(from, Message::Promise { cluster, ballot, admitted, state });
     }
 
+    /// Another one's candidacy waits for whom mine removes, and mine for whom it removes: mine takes on both.
+    fn adopt(&mut self, now: Time, view: &View, from: ShortId, gone: &[ShortId]) {
+        let Some(candidacy) = &self.candidacy else { return };
+        let missing = self.missing_promises(None);
+        let apart = !gone.iter().any(|id| candidacy.gone.contains(id)) && !candidacy.gone.contains(&from);
+        let free = gone.iter().all(|id| self.promises.get(*id).is_none() || self.members.is_removed(*id));
+        if apart && free && gone.iter().any(|id| missing.contains(id)) {
+            let force = candidacy.force;
+            let _ = self.remove(now, view, gone, force, true);
+        }
+    }
+
+    /// A withdrawal may have been lost: who withdrew says so again.
+    pub(super) fn repeat_promises(&mut self, view: &View) {
+        let me = self.config.me;
+        let near = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
+        let open: Vec<(ShortId, Ballot)> = self.promises.all.iter().map(|(id, ballot)| (*id, *ballot)).collect();
+        let open = open.into_iter().filter(|(id, ballot)| ballot.by != me && !self.members.is_removed(*id));
+        let (void, open): (Vec<_>, Vec<_>) = open.partition(|(_, ballot)| self.members.is_removed(ballot.by));
+        // Who removed it is gone itself, and it is there.
+        for (id, ballot) in void.into_iter().filter(|(id, _)| near(id)) {
+            self.let_go(ballot, [id].into_iter());
+        }
+        let ballots: BTreeSet<Ballot> = open.into_iter().map(|(_, ballot)| ballot).filter(|b| near(&b.by)).collect();
+        for ballot in ballots {
+            let (cluster, admitted) = (self.cluster(), self.is_admitted(me));
+            let message = Message::Promise { cluster, ballot, admitted, state: self.whole() };
+            self.send(ballot.by, message);
+        }
+    }
+
     pub(super) fn on_withdraw(&mut self, ballot: Ballot, gone: &[ShortId]) {
         self.let_go(ballot, gone.iter().copied());
     }
@@ -306,13 +368,18 @@ impl Ipam {
     }
 
     /// All that a candidate knows after its success: what it did not take of my late gifts is mine for good.
-    pub(super) fn on_outcome(&mut self, from: ShortId) {
+    pub(super) fn on_outcome(&mut self, from: ShortId, state: &State) {
         let me = self.config.me;
+        let shown = |id: ShortId| {
+            let at = state.members.binary_search_by_key(&id, |member| member.id).ok();
+            at.and_then(|at| state.members.get(at)).is_some_and(|member| member.standing == Standing::Removed)
+        };
         let decided: BTreeSet<ShortId> = self
             .promises
             .all
             .iter()
-            .filter(|(id, ballot)| ballot.by == from && self.members.is_removed(**id))
+            .filter(|(id, ballot)| ballot.by == from && shown(**id) || self.members.is_removed(ballot.by))
+            .filter(|(id, _)| self.members.is_removed(**id))
             .map(|(id, _)| *id)
             .collect();
         if !decided.is_empty() {

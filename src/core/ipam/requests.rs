@@ -104,6 +104,9 @@ impl Ipam {
                     return Some(Ok(Answer::Removed { addresses: 0 }));
                 }
                 let gone: Vec<ShortId> = peers.iter().copied().filter(|id| present.contains(id)).collect();
+                if let Some(refusal) = self.check_alive(view, &gone).filter(|_| !force) {
+                    return Some(Err(refusal));
+                }
                 self.waiting.insert(
                     token,
                     Waiting {
@@ -113,7 +116,7 @@ impl Ipam {
                         ask: None,
                     },
                 );
-                if let Err(refusal) = self.remove(now, view, &gone, force) {
+                if let Err(refusal) = self.remove(now, view, &gone, force, false) {
                     self.waiting.remove(&token);
                     return Some(Err(refusal));
                 }
@@ -121,6 +124,18 @@ impl Ipam {
             }
             Request::Leave => self.leave(now, view, token),
         }
+    }
+
+    /// Whom somebody heard a moment ago is not taken for dead.
+    fn check_alive(&self, view: &View, gone: &[ShortId]) -> Option<Refusal> {
+        let heard = |id: &ShortId| {
+            let peer = view.peers.get(id)?;
+            (peer.reachable || peer.silent_for < HEARD_LATELY).then(|| {
+                let ago = peer.silent_for.as_secs();
+                format!("{} was heard {ago} s ago: stop it first, or --force", peer.name)
+            })
+        };
+        gone.iter().find_map(heard).map(Refusal::No)
     }
 
     fn check_claim(&self, address: u32) -> Option<Refusal> {
@@ -464,8 +479,7 @@ impl Ipam {
             return Some(Err(Refusal::Later("no other member can be reached to take what this peer owns".into())));
         };
         self.give_all(heir);
-        self.candidacy = None;
-        self.keep_candidacy();
+        self.withdraw(Some("this peer leaves"));
         self.adding = None;
         self.leaving = Some(Leaving { token, heir: Some(heir), until: now + REMOVAL_TIME, next: now });
         self.members.raise(self.config.me, Standing::Removed);
@@ -533,6 +547,8 @@ const REQUEST_TIME: Duration = Duration::from_secs(5);
 const REMOVAL_TIME: Duration = Duration::from_secs(10);
 /// Longest wait for one peer's answer.
 const ASK_TIME: Duration = Duration::from_secs(1);
+/// A peer that was heard within this time may be cut off only.
+const HEARD_LATELY: Duration = Duration::from_secs(60);
 /// Requests that wait at once.
 const WAITING_MAX: usize = 1024;
 /// Addresses asked for with one that is wanted.

@@ -5,7 +5,7 @@ use meshnet_proto::ShortId;
 use meshnet_proto::wire::ipam::{Genesis, Message, Span, Standing, State};
 
 use super::map::Piece;
-use super::{DIGEST_EVERY, Ipam, Told, View};
+use super::{Ipam, Told, View};
 use crate::node::LinkId;
 use crate::time::Time;
 use crate::topology::digest::mix;
@@ -51,11 +51,7 @@ impl Ipam {
         }
     }
 
-    pub(super) fn compare_if_due(&mut self, now: Time) {
-        if now < self.next_digest {
-            return;
-        }
-        self.next_digest = now + DIGEST_EVERY;
+    pub(super) fn compare(&mut self) {
         let drawn = self.draw();
         let at = drawn as usize % self.links.len().max(1);
         let Some(link) = self.links.keys().nth(at).copied() else { return };
@@ -99,7 +95,7 @@ impl Ipam {
         self.merge(state);
         self.try_commit(now, view);
         if full {
-            self.on_outcome(from);
+            self.on_outcome(from, state);
             let difference = self.difference(state);
             if !difference.members.is_empty() || !difference.runs.is_empty() {
                 let message = Message::State { genesis, full: false, state: difference };
