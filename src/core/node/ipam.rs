@@ -318,21 +318,34 @@ impl Node {
         }
         let me = self.me.short();
         let standing: BTreeMap<ShortId, Standing> = machine.members().collect();
+        let hex = |digest: u64| format!("{digest:016x}");
         let share = |(id, count): (ShortId, u64)| {
             let view = addresses.view.peers.get(&id);
             let peer = self.topology.by_short(id).unwrap_or(PeerId(short_as_id(id)));
             let name = if id == me { self.config.name.clone() } else { self.topology.display_name(&peer) };
+            let told = view.and_then(|view| view.told);
+            let mine = id == me;
             api::Share {
                 peer,
                 name,
                 addresses: count,
                 percent: count as f64 * 100.0 / f64::from(config.range.len),
-                reachable: id == me || view.is_some_and(|view| view.reachable),
+                reachable: mine || view.is_some_and(|view| view.reachable),
+                digest: if mine { hex(machine.digest()) } else { told.map(|t| hex(t.digest)).unwrap_or_default() },
+                free: if mine { Some(machine.free()) } else { told.map(|told| u64::from(told.free)) },
+                standing: match standing.get(&id) {
+                    Some(Standing::Admitted) => "admitted",
+                    Some(Standing::Removed) => "removed",
+                    _ => "known",
+                }
+                .into(),
             }
         };
+        let removed = standing.values().filter(|standing| **standing == Standing::Removed).count() as u64;
         let present = owned.into_iter().filter(|(id, count)| {
             *count > 0 || standing.get(id).is_some_and(|standing| *standing != Standing::Removed)
         });
+        let conflict = |(address, why): (u32, String)| format!("{}: {why}", ipam::dotted(address));
         api::Ipam {
             state: if ready.is_ok() { "ready" } else { "waiting" }.into(),
             range: ipam::cidr(config.range),
@@ -341,6 +354,11 @@ impl Node {
             used: machine.used(),
             free: machine.free(),
             shares: present.map(share).collect(),
+            reason: ready.err().unwrap_or_default(),
+            digest: hex(machine.digest()),
+            members: standing.len() as u64 - removed,
+            removed,
+            conflicts: machine.conflicts().map(conflict).collect(),
         }
     }
 
