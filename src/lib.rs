@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod netlink;
 pub mod quic;
+pub mod store;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod tap;

@@ -19,6 +19,7 @@ const ROOMS: Table = &[
     ("quic", &["core", "proto"]),
     ("dataplane", &["sys", "buf", "tap", "udp", "core", "proto"]),
     ("netlink", &["sys", "proto"]),
+    ("store", &["core"]),
     ("api", &["telemetry", "proto"]),
     ("ctl", &["telemetry", "proto"]),
     ("telemetry", &["core", "proto"]),

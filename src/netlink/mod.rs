@@ -6,7 +6,8 @@
 //! observe ──┘◄────────── until nothing differs ───────┘   run again on each notice of `watch` and on a period
 //! ```
 //! [`Netlink`] is the door: [`Netlink::ensure`] (bridge and TAP), [`Netlink::underlay`] (own addresses and MTU), [`Netlink::attach`] and
-//! [`Netlink::detach`] (containers), [`Netlink::expose`] and [`Netlink::hide`] (the host's address), [`Netlink::neighbour`], [`watch::Watch`].
+//! [`Netlink::detach`] (containers), [`Netlink::expose`] and [`Netlink::hide`] (the host's address), [`Netlink::neighbour`],
+//! [`Netlink::taken`] (addresses that somebody on the bridge has), [`watch::Watch`].
 //!
 //! May use `sys`. Deliberately lacks: making the TAP (room `tap`; a missing one is told as [`Change::TapMissing`]), firewall rules, any memory of
 //! its own: what it knows of earlier runs is written on the devices.
@@ -21,6 +22,7 @@ pub mod attach;
 pub mod bridge;
 pub mod expose;
 mod kernel;
+mod probe;
 mod rejoin;
 pub mod underlay;
 pub mod watch;

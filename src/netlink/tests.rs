@@ -480,3 +480,28 @@ fn neighbours_of_the_host_are_known_by_their_mac() {
         assert_eq!(mac.unwrap().to_string(), "0a:58:0a:20:00:05");
     });
 }
+
+#[test]
+fn addresses_in_use_on_the_bridge_are_found() {
+    let (_keep, path) = container();
+    on_host(async |netlink| {
+        let ip = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap();
+        assert!(matches!(netlink.taken("mesh0", &[ip("10.32.0.5")]).await, Err(Error::NoBridge(_))));
+        netlink.ensure(&desired()).await.unwrap();
+        netlink.expose("mesh0", net("10.32.0.1/12")).await.unwrap();
+        netlink.attach("mesh0", 1310, &path, &[net("10.32.0.5/12"), net("10.32.0.150/12")]).await.unwrap();
+        // More than one batch.
+        let all: Vec<_> = (1..=200).map(|last| std::net::Ipv4Addr::new(10, 32, 0, last)).collect();
+        // A port of a bridge forwards when the kernel has seen its carrier.
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let taken = netlink.taken("mesh0", &all).await.unwrap();
+            if taken.len() == 3 || Instant::now() > until {
+                assert_eq!(taken, [ip("10.32.0.1"), ip("10.32.0.5"), ip("10.32.0.150")]);
+                break;
+            }
+        }
+        assert_eq!(netlink.taken("mesh0", &[]).await.unwrap(), [] as [std::net::Ipv4Addr; 0]);
+        assert_eq!(netlink.taken("mesh0", &[ip("10.32.0.5")]).await.unwrap().len(), 1);
+    });
+}

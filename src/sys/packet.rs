@@ -1,34 +1,83 @@
-//! Packet sockets (packet(7)): one frame out of an interface, past the IP stack.
+//! Packet sockets (packet(7)): frames out of an interface and into one, past the IP stack.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Sends a whole Ethernet frame out of the interface of this number, in the network namespace of the calling thread. Needs CAP_NET_RAW.
 pub fn send_frame(index: u32, frame: &[u8]) -> io::Result<()> {
+    send(socket(0)?.as_fd(), &address(index, 0)?, frame)
+}
+
+/// A socket on one interface, for whole frames of one EtherType. Never blocks.
+#[derive(Debug)]
+pub struct PacketSocket {
+    socket: OwnedFd,
+    to: libc::sockaddr_ll,
+}
+
+impl PacketSocket {
+    /// On the interface of this number, in the network namespace of the calling thread. Needs CAP_NET_RAW.
+    pub fn open(index: u32, ethertype: u16) -> io::Result<PacketSocket> {
+        // Bound before it hears anything: with protocol 0 it would get frames of all interfaces until then.
+        let (socket, to) = (socket(0)?, address(index, ethertype)?);
+        // SAFETY: the address lives until the call is over, and its length is given.
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const to).cast(), ADDRESS_BYTES) };
+        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(PacketSocket { socket, to }) }
+    }
+
+    /// Sends a frame.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        send(self.socket.as_fd(), &self.to, frame)
+    }
+
+    /// Receives one; longer ones are cut.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(&self.socket, buffer, rustix::net::RecvFlags::DONTWAIT)?.0)
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+fn socket(protocol: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket() takes plain numbers.
-    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    let socket = unsafe { libc::socket(libc::AF_PACKET, kind, protocol) };
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is new and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+fn address(index: u32, ethertype: u16) -> io::Result<libc::sockaddr_ll> {
     // SAFETY: a `sockaddr_ll` of zeros is a valid value: plain numbers.
-    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    to.sll_family = libc::AF_PACKET as libc::sa_family_t;
-    to.sll_ifindex = i32::try_from(index).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_protocol = ethertype.to_be();
+    address.sll_ifindex = i32::try_from(index).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(address)
+}
+
+fn send(socket: BorrowedFd<'_>, to: &libc::sockaddr_ll, frame: &[u8]) -> io::Result<()> {
     // SAFETY: frame and address live until the call is over, and their lengths are given.
     let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            libc::MSG_DONTWAIT,
-            (&raw const to).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
+        let bytes = frame.as_ptr().cast();
+        libc::sendto(socket.as_raw_fd(), bytes, frame.len(), libc::MSG_DONTWAIT, (&raw const *to).cast(), ADDRESS_BYTES)
     };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+const ADDRESS_BYTES: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
 
 #[cfg(test)]
 mod tests {
@@ -42,5 +91,32 @@ mod tests {
         // The loopback device of a new namespace is down.
         assert_eq!(lo.unwrap_err().raw_os_error(), Some(libc::ENETDOWN));
         assert_eq!(none.unwrap_err().raw_os_error(), Some(libc::ENXIO));
+    }
+
+    #[test]
+    fn a_socket_hears_its_interface_and_its_ethertype_alone() {
+        let netns = crate::sys::lab::netns();
+        netns
+            .run(|| {
+                crate::sys::lab::ip("link add one type veth peer name two");
+                crate::sys::lab::ip("link set one up");
+                crate::sys::lab::ip("link set two up");
+                let index = |name: &str| rustix::net::netdevice::name_to_index(socket(0).unwrap(), name).unwrap();
+                let open = |name: &str| PacketSocket::open(index(name), 0x88b5).unwrap();
+                let (one, two, lo) = (open("one"), open("two"), open("lo"));
+                let mut frame = [0xff; 60];
+                frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+                one.send(&frame).unwrap();
+                let mut other = frame;
+                other[13] = 0xb6;
+                one.send(&other).unwrap();
+                let mut buffer = [0; 100];
+                assert_eq!(two.receive(&mut buffer).unwrap(), 60);
+                assert_eq!(buffer[..60], frame);
+                for quiet in [&two, &lo] {
+                    assert_eq!(quiet.receive(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+                }
+            })
+            .unwrap();
     }
 }
