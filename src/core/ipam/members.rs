@@ -113,7 +113,7 @@ pub(super) struct Joining {
 
 /// The newcomer.
 impl Ipam {
-    fn wants_in(&self) -> bool {
+    pub(super) fn wants_in(&self) -> bool {
         self.genesis.is_some()
             && self.config.init != Init::Observer
             && self.doubt.is_none()

@@ -21,6 +21,8 @@ mod keep;
 mod lease;
 mod map;
 mod members;
+#[cfg(test)]
+mod model;
 mod reclaim;
 mod requests;
 mod rules;

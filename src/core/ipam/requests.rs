@@ -457,7 +457,8 @@ impl Ipam {
             ))));
         }
         let others = self.members.present().filter(|id| *id != self.config.me).count();
-        if self.genesis.is_none() || others == 0 || !self.is_admitted(self.config.me) {
+        let admitted = self.is_admitted(self.config.me);
+        if self.genesis.is_none() || others == 0 || self.members.is_removed(self.config.me) {
             self.keeping.push(Output::Left);
             return Some(Ok(Answer::Done));
         }
@@ -476,6 +477,10 @@ impl Ipam {
             .collect();
         owned.sort_unstable();
         let Some((_, heir)) = owned.first().copied() else {
+            if !admitted {
+                self.keeping.push(Output::Left);
+                return Some(Ok(Answer::Done));
+            }
             return Some(Err(Refusal::Later("no other member can be reached to take what this peer owns".into())));
         };
         self.give_all(heir);

@@ -105,6 +105,7 @@ pub struct World {
     side: [u8; PEERS],
     owners: BTreeMap<(u32, Ballot, u32), ShortId>,
     tokens: u64,
+    refused: String,
     /// What went wrong, first.
     pub fault: Option<String>,
     /// What happened.
@@ -155,6 +156,7 @@ impl World {
             side: [0; PEERS],
             owners: BTreeMap::new(),
             tokens: 0,
+            refused: String::new(),
             fault: None,
             counts: Counts::default(),
         };
@@ -330,6 +332,7 @@ impl World {
                 self.peers[peer].held.insert(address, owner);
             }
             Ok(Answer::Removed { .. }) => self.counts.removed += 1,
+            Err(why) => self.refused = format!("p{peer}: {why}"),
             _ => {}
         }
     }
@@ -582,21 +585,41 @@ impl World {
             }
             if round % 12 == 0 {
                 let live = self.live();
-                self.remove_all(live[round / 12 % live.len()]);
+                // Everybody alive can be reached: force risks nothing, and is what helps when most of a majority is gone.
+                self.remove_all(live[round / 12 % live.len()], round >= 48);
             }
             if self.fault.is_some() {
                 return;
             }
         }
-        self.blame(format!("does not come to rest: {why}"));
+        let all = self.show();
+        self.blame(format!("does not come to rest: {why}{all}"));
     }
 
-    fn remove_all(&mut self, peer: usize) {
+    /// Everybody's state, for who looks into a fault.
+    pub fn show(&self) -> String {
+        let mut all = String::new();
+        for (at, peer) in self.peers.iter().enumerate() {
+            let machine = &peer.machine;
+            let state = if peer.dead { "dead" } else if peer.left { "left" } else { "up" };
+            let members: Vec<String> = machine.members.iter().map(|(id, s)| format!("{}:{s:?}", id.0 - 1)).collect();
+            all += &format!("\np{at} {state} side {} members {}", self.side[at], members.join(" "));
+            all += &format!("\n   {:?}\n   {:?}", machine.promises, machine.candidacy);
+            for (span, held) in machine.map.iter() {
+                let (owner, giver) = (held.owner.0 - 1, held.giver.0 - 1);
+                let waits = if held.suspended { " waits" } else { "" };
+                all += &format!("\n   {:x}+{} {}.{} v{} {giver}→{owner}{waits}", span.first & 0xff, span.len, held.ballot.round, held.ballot.by.0, held.version);
+            }
+        }
+        all + &format!("\nlast refusal: {}", self.refused)
+    }
+
+    fn remove_all(&mut self, peer: usize, force: bool) {
         let open = |other: &usize| (self.peers[*other].dead || self.peers[*other].left) && !self.removed(peer, *other);
         let known = |other: &usize| self.peers[peer].machine.members.standing(id(*other)).is_some();
         let peers: Vec<ShortId> = (0..self.peers.len()).filter(open).filter(known).map(id).collect();
         if !peers.is_empty() {
-            self.ask(peer, Request::Remove { peers, force: false }, String::new(), None);
+            self.ask(peer, Request::Remove { peers, force }, String::new(), None);
         }
     }
 
