@@ -24,6 +24,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::addresses::{Addresses, Ask, Outcome, choose};
 use super::backend::Request;
 use super::devices::{Devices, Notice};
 use super::report::Facts;
@@ -67,6 +68,14 @@ pub struct Driver {
     pub pings: BTreeMap<u64, (oneshot::Sender<Reply>, PeerId, String)>,
     /// When the storm budgets were filled last.
     pub refilled: Instant,
+    /// For commands about addresses.
+    pub addresses: Addresses,
+    /// Commands about addresses under way: bounded by the connections of the API.
+    pub errands: JoinSet<()>,
+    /// Who waits for the node's answer about addresses.
+    pub replies: BTreeMap<u64, oneshot::Sender<Outcome>>,
+    /// Number of the next question about addresses.
+    pub next_token: u64,
 }
 
 /// The channels that the driver reads.
@@ -77,6 +86,8 @@ pub struct Sources {
     pub requests: mpsc::Receiver<Request>,
     /// Of the devices.
     pub notices: mpsc::Receiver<Notice>,
+    /// Of commands about addresses.
+    pub asks: mpsc::Receiver<Ask>,
 }
 
 impl Driver {
@@ -86,6 +97,7 @@ impl Driver {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.do_outputs();
         self.take(Input::Addresses(self.devices.addresses()));
+        self.take(Input::HostAddresses(self.devices.hosts()));
         loop {
             self.do_outputs();
             let deadline = self.deadline();
@@ -101,6 +113,8 @@ impl Driver {
                 () = self.punted.notified() => self.take_punts(),
                 Some(request) = from.requests.recv() => self.answer(request),
                 Some(notice) = from.notices.recv() => self.on_notice(notice),
+                Some(ask) = from.asks.recv() => self.on_ask(ask),
+                Some(_) = self.errands.join_next() => {}
                 Some(found) = self.lookups.join_next() => self.on_lookup(found),
                 Some(found) = self.neighbours.join_next() => {
                     if let Ok((to, mac, answer)) = found {
@@ -134,7 +148,7 @@ impl Driver {
     }
 
     /// Gives one input to the node and does what it says: the core is drained before it is changed again.
-    fn take(&mut self, input: Input) {
+    pub(super) fn take(&mut self, input: Input) {
         let now = self.now();
         self.node.handle(now, input);
         self.do_outputs();
@@ -183,7 +197,7 @@ impl Driver {
             Output::FlushMacs(slot) => self.plane.fdb().flush(slot),
             Output::Persist(saved) => drop(self.keep.send_replace(Some(saved))),
             Output::Pong { token, result } => self.on_pong(token, result),
-            Output::Ipam(_) => {}
+            Output::Ipam(output) => self.do_ipam(output),
             Output::Event(event) => {
                 let (what, peer, detail) = (event.what, event.peer.map(|peer| peer.brief()), event.detail);
                 match event.level {
@@ -231,6 +245,7 @@ impl Driver {
             Notice::Addresses(addresses) => self.take(Input::Addresses(addresses)),
             Notice::Mtu(mtu) => self.take(Input::Mtu(mtu)),
             Notice::Tap(tap) => self.plane.replace_tap(tap),
+            Notice::Hosts(hosts) => self.take(Input::HostAddresses(hosts)),
         }
     }
 
@@ -277,10 +292,17 @@ impl Driver {
                 }
                 Err(_) => drop(answer.send(traced(self.trace(&to)))),
             },
-            device @ (Command::Attach { .. }
-            | Command::Detach { .. }
-            | Command::Expose { .. }
-            | Command::Hide { .. }) => self.devices.command(device, answer),
+            Command::Rmpeer { peers, force } => match choose(&self.candidates(now), &peers, force) {
+                Ok(chosen) => {
+                    let errand = self.addresses.clone().remove(chosen, force);
+                    self.errands.spawn(async move { drop(answer.send(errand.await)) });
+                }
+                Err(reason) => drop(answer.send(Reply::Refused { reason })),
+            },
+            about_addresses => {
+                let errand = self.addresses.clone().command(about_addresses);
+                self.errands.spawn(async move { drop(answer.send(errand.await)) });
+            }
         }
         self.do_outputs();
     }

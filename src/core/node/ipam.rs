@@ -1,7 +1,7 @@
 //! The node's side of [`crate::ipam`]: its view of the peers, its messages on links, its owners for the snapshot.
 
-use meshnet_proto::Mac;
 use meshnet_proto::api;
+use meshnet_proto::{Mac, ShortId};
 
 use super::Node;
 use crate::ipam;
@@ -15,5 +15,10 @@ impl Node {
     /// The address space as this peer sees it.
     pub fn ipam_status(&self) -> api::Ipam {
         api::Ipam::off()
+    }
+
+    /// Members of the address space that are not removed, with their names where known.
+    pub fn ipam_members(&self) -> Vec<(ShortId, String)> {
+        Vec::new()
     }
 }
