@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use meshnet::api::{Backend, ListenError, Unavailable, bind_http, bind_socket, serve_http, serve_socket};
 use meshnet::telemetry::metrics;
 use meshnet_core::counters::DropReason;
-use meshnet_proto::api::{Command, MacEntry, Reply, Report, Status, Topology, Trace, VERSION};
+use meshnet_proto::api::{Command, Lease, MacEntry, Reply, Report, Status, Topology, Trace, VERSION};
 use serde_json::Value;
 
 /// Answers from the samples, refuses the name `nobody`, loses every second ping of `shaky`, and keeps the commands.
@@ -31,6 +31,11 @@ struct Fake {
 fn sample<T: serde::de::DeserializeOwned>(name: &str) -> T {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl/golden").join(name);
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn lease(id: &str, unconfirmed: bool) -> Lease {
+    let address = if unconfirmed { "10.32.0.6" } else { "10.32.0.5" };
+    Lease { id: id.into(), address: address.into(), subnet: "10.32.0.0/12".into(), unconfirmed }
 }
 
 impl Fake {
@@ -83,6 +88,10 @@ impl Backend for Fake {
                 _ => Reply::Pong { peer, name, rtt_ms: 0.4, path: "direct".into() },
             },
             Command::Trace { .. } => Reply::Trace(sample::<Trace>("trace.json")),
+            Command::IpAlloc { .. } | Command::IpClaim { .. } => Reply::Address { address: "10.32.0.5/12".into() },
+            Command::IpLookup { id } => Reply::Leases { leases: vec![lease(&id, false), lease(&id, true)] },
+            Command::IpList => Reply::Leases { leases: vec![lease("web", false), lease("netns:box", true)] },
+            Command::Rmpeer { peers, .. } => Reply::Removed { peers, addresses: 524_288 },
             _ => Reply::Done,
         })
     }
@@ -240,7 +249,7 @@ fn fails(output: &Output, code: i32, words: &[&str]) {
 fn every_command_reaches_the_peer() {
     let server = Server::start(Fake::default());
     let list = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<String>>();
-    let cases: [(&[&str], Command); 13] = [
+    let cases: [(&[&str], Command); 26] = [
         (&["connect", "a", "[::1]:99"], Command::Connect { addresses: list(&["a", "[::1]:99"]) }),
         (&["forget", "192.0.2.1:6783"], Command::Forget { addresses: list(&["192.0.2.1:6783"]) }),
         (
@@ -260,6 +269,25 @@ fn every_command_reaches_the_peer() {
         (&["ping", "beta~2b3c", "-c", "1"], Command::Ping { peer: "beta~2b3c".into() }),
         (&["trace", "10.32.0.5"], Command::Trace { to: "10.32.0.5".into() }),
         (&["trace", "0a:58:0a:20:00:05"], Command::Trace { to: "0a:58:0a:20:00:05".into() }),
+        (&["attach", "box"], Command::Attach { namespace: "box".into(), addresses: list(&[]) }),
+        (&["expose", "auto"], Command::Expose { address: "auto".into() }),
+        (&["ip", "alloc", "web"], Command::IpAlloc { id: "web".into(), subnet: None }),
+        (
+            &["ip", "alloc", "web", "10.33.0.0/16", "--json"],
+            Command::IpAlloc { id: "web".into(), subnet: Some("10.33.0.0/16".into()) },
+        ),
+        (&["ip", "claim", "web", "10.32.0.5"], Command::IpClaim { id: "web".into(), address: "10.32.0.5".into() }),
+        (
+            &["ip", "claim", "a name", "10.32.0.5/12"],
+            Command::IpClaim { id: "a name".into(), address: "10.32.0.5/12".into() },
+        ),
+        (&["ip", "lookup", "web"], Command::IpLookup { id: "web".into() }),
+        (&["ip", "free", "web"], Command::IpFree { id: "web".into(), address: None }),
+        (&["ip", "free", "web", "10.32.0.5"], Command::IpFree { id: "web".into(), address: Some("10.32.0.5".into()) }),
+        (&["ip", "list"], Command::IpList),
+        (&["rmpeer", "omega"], Command::Rmpeer { peers: list(&["omega"]), force: false }),
+        (&["rmpeer", "--force", "a", "1a2b3c4d"], Command::Rmpeer { peers: list(&["a", "1a2b3c4d"]), force: true }),
+        (&["leave"], Command::Leave),
     ];
     for (arguments, command) in cases {
         let output = server.ctl(arguments);
@@ -286,6 +314,9 @@ fn what_reads_prints_text_without_colour_into_a_pipe() {
         (&["trace", "10.32.0.5"], "relay"),
         (&["attach", "box", "10.32.0.5/12"], "ethwe 10.32.0.5/12"),
         (&["ping", "beta", "-c", "2", "-i", "0.01"], "2 sent, 2 received, 0 % lost"),
+        (&["ip", "list"], "10.32.0.6/12  netns:box  unconfirmed"),
+        (&["rmpeer", "omega", "beta"], "2 peers removed (omega, beta): 524,288 addresses are back\n"),
+        (&["completions", "bash"], "rmpeer"),
         (&["completions", "bash"], "_meshctl"),
         (&["--version"], "meshctl 0."),
         (&["--help"], "status"),
@@ -296,6 +327,17 @@ fn what_reads_prints_text_without_colour_into_a_pipe() {
         assert!(text.contains(word), "{arguments:?} has no {word}:\n{text}");
         assert!(!text.contains('\x1b'), "{arguments:?}:\n{text}");
     }
+}
+
+/// Scripts take the line as it is.
+#[test]
+fn addresses_stand_alone_on_their_line() {
+    let server = Server::start(Fake::default());
+    for arguments in [&["ip", "alloc", "web"][..], &["ip", "claim", "web", "10.32.0.5"]] {
+        assert_eq!(stdout(&server.ctl(arguments)), "10.32.0.5/12\n");
+    }
+    assert_eq!(stdout(&server.ctl(&["ip", "lookup", "web"])), "10.32.0.5/12\n10.32.0.6/12\n");
+    assert_eq!(stdout(&server.ctl(&["ip", "free", "web"])), "");
 }
 
 #[test]
@@ -338,6 +380,14 @@ fn json_has_the_pinned_keys() {
     keys(&server.json(&["report", "--json"]), &["version", "status"]);
     keys(&server.json(&["trace", "x", "--json"]), &["to", "mac", "peer", "name", "local", "hops", "mtu", "cipher"]);
     keys(&server.json(&["attach", "box", "--json"]), &["interface", "addresses"]);
+    keys(&server.json(&["ip", "alloc", "web", "--json"]), &["address"]);
+    keys(&server.json(&["ip", "claim", "web", "10.32.0.5", "--json"]), &["address"]);
+    for arguments in [&["ip", "list", "--json"][..], &["ip", "lookup", "web", "--json"]] {
+        keys(&server.json(arguments)["leases"][0], &["id", "address", "subnet", "unconfirmed"]);
+    }
+    keys(&server.json(&["rmpeer", "omega", "--json"]), &["peers", "addresses"]);
+    keys(&status["ipam"], &["reason", "digest", "members", "removed", "conflicts"]);
+    keys(&status["ipam"]["shares"][0], &["digest", "free", "standing"]);
     let ping = server.json(&["ping", "shaky", "-c", "4", "-i", "0.01", "--json"]);
     assert_eq!((&ping["sent"], &ping["received"], &ping["loss_percent"]), (&4.into(), &2.into(), &50.0.into()));
     keys(&server.json(&["watch", "--json", "--count", "1"]), &["version", "peer"]);
@@ -352,6 +402,11 @@ fn refusals_are_one_line_and_exit_1() {
         &["ping", "nobody"],
         &["ping", "nobody", "--json"],
         &["trace", "nobody", "--json"],
+        &["ip", "alloc", "nobody"],
+        &["ip", "claim", "nobody", "10.32.0.5", "--json"],
+        &["ip", "lookup", "nobody"],
+        &["ip", "free", "nobody"],
+        &["rmpeer", "nobody", "--force"],
     ] {
         fails(&server.ctl(arguments), 1, &["there is no", "peer 'nobody'"]);
     }
@@ -381,6 +436,12 @@ fn nobody_at_the_socket_is_exit_3() {
     assert_eq!(meshctl(&missing, &["completions", "zsh"]).status.code(), Some(0));
 }
 
+/// An id one byte too long.
+const LONG: &str = match std::str::from_utf8(&[b'x'; 257]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
+
 #[test]
 fn wrong_usage_is_one_line_and_exit_2() {
     let nowhere = Path::new("/nonexistent/meshd.sock");
@@ -407,9 +468,26 @@ fn wrong_usage_is_one_line_and_exit_2() {
         (&["expose", "10.0.0.1/33"], &["'10.0.0.1/33'", "10.32.0.1/12"]),
         (&["hide", "x"], &["'x'"]),
         (&["completions", "csh"], &["'csh'", "bash"]),
-        (&["ip", "list"], &["'ip'", "one of: status, topology"]),
+        (&["ip"], &["a command is missing", "one of: alloc, claim, lookup, free, list"]),
+        (&["ip", "lst"], &["'lst'"]),
+        (&["ip", "list", "web"], &["'web'"]),
+        (&["ip", "alloc"], &["ID", "missing"]),
+        (&["ip", "alloc", ""], &["ID", "must not be empty"]),
+        (&["ip", "alloc", "a\tb"], &["ID", "without control characters"]),
+        (&["ip", "alloc", LONG], &["ID", "at most 256 bytes are wanted, this is 257"]),
+        (&["ip", "alloc", "web", "10.32.0.5"], &["'10.32.0.5'", "CIDR", "a network, such as 10.32.0.0/16"]),
+        (&["ip", "alloc", "web", "10.32.0.5/16"], &["'10.32.0.5/16'", "a network, such as 10.32.0.0/16"]),
+        (&["ip", "alloc", "web", "fd00::/64"], &["'fd00::/64'", "a network"]),
+        (&["ip", "claim", "web"], &["ADDR", "missing"]),
+        (&["ip", "claim", "web", "10.32.0.256"], &["'10.32.0.256'", "ADDR", "an IPv4 address, such as 10.32.0.5"]),
+        (&["ip", "claim", "web", "fd00::1"], &["'fd00::1'", "an IPv4 address"]),
+        (&["ip", "free", "web", "all"], &["'all'", "ADDR"]),
+        (&["ip", "lookup", "\u{1b}[31m"], &["ID", "without control characters"]),
         (&["status", "zzz"], &["'zzz'", "one of: peers, links"]),
-        (&["rmpeer", "x"], &["'rmpeer'"]),
+        (&["rmpeer"], &["NAME|ID", "missing"]),
+        (&["rmpeer", ""], &["NAME|ID", "must not be empty"]),
+        (&["rmpeer", "x", "--forced"], &["'--forced'", "--force"]),
+        (&["leave", "now"], &["'now'"]),
         (&["capture"], &["'capture'"]),
         (&["--socket"], &["--socket", "needs a value"]),
         (&["connect", "a\nb:x"], &["a?b:x"]),

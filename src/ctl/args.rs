@@ -46,7 +46,7 @@ pub enum Command {
         /// Name, path or pid
         #[arg(value_name = "NETNS", value_parser = word)]
         namespace: String,
-        /// Addresses with prefix length, or auto
+        /// Addresses with prefix length, or auto: one from the address space (the default)
         #[arg(value_name = "CIDR|auto", value_parser = cidr_or_auto)]
         addresses: Vec<String>,
         #[command(flatten)]
@@ -63,8 +63,8 @@ pub enum Command {
     },
     /// Give this host an address on the bridge
     Expose {
-        /// Address with prefix length; absent: one from the address space
-        #[arg(value_name = "CIDR", value_parser = cidr_or_auto, default_value = "auto")]
+        /// Address with prefix length, or auto: one from the address space
+        #[arg(value_name = "CIDR|auto", value_parser = cidr_or_auto, default_value = "auto")]
         address: String,
     },
     /// Take addresses from this host that expose gave it
@@ -73,6 +73,25 @@ pub enum Command {
         #[arg(value_name = "CIDR", value_parser = cidr)]
         address: Option<String>,
     },
+    /// Addresses by hand, each for an owner: any text that tells owners apart
+    Ip {
+        #[command(subcommand)]
+        command: Ip,
+    },
+    /// These peers are gone for good: take back the addresses that they own
+    Rmpeer {
+        /// Names, name~1a2b, ids, or at least 4 digits of an id
+        #[arg(required = true, value_name = "NAME|ID", value_parser = word)]
+        peers: Vec<String>,
+        /// Even if heard a moment ago, and without the word of members that cannot be reached: one that still runs behind a cut may
+        /// give out the same addresses again
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Give back all addresses that this peer owns, before it is taken away for good
+    Leave,
     /// Probe a peer through the overlay's own path
     Ping(Ping),
     /// The path of a frame to an IP address, a MAC address or a peer
@@ -90,6 +109,54 @@ pub enum Command {
         /// Which
         #[arg(value_name = "SHELL")]
         shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Ip {
+    /// An address for an owner; the same one when it has one already
+    Alloc {
+        /// The owner
+        #[arg(value_parser = owner)]
+        id: String,
+        /// Out of this network instead of the default one (meshd --ipam-subnet)
+        #[arg(value_name = "CIDR", value_parser = network)]
+        subnet: Option<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// This very address for an owner
+    Claim {
+        /// The owner
+        #[arg(value_parser = owner)]
+        id: String,
+        /// The address; a prefix length behind it is not looked at
+        #[arg(value_name = "ADDR", value_parser = address)]
+        address: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// The addresses of an owner, one a line
+    Lookup {
+        /// The owner
+        #[arg(value_parser = owner)]
+        id: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Take addresses back from an owner
+    Free {
+        /// The owner
+        #[arg(value_parser = owner)]
+        id: String,
+        /// Only this one; a prefix length behind it is not looked at
+        #[arg(value_name = "ADDR", value_parser = address)]
+        address: Option<String>,
+    },
+    /// All addresses given out by this peer
+    List {
+        #[command(flatten)]
+        json: Json,
     },
 }
 
@@ -175,6 +242,27 @@ fn word(text: &str) -> Result<String, String> {
     if text.trim().is_empty() { Err("it must not be empty".into()) } else { Ok(text.into()) }
 }
 
+fn owner(text: &str) -> Result<String, String> {
+    if text.len() > OWNER_MAX_BYTES {
+        return Err(format!("at most {OWNER_MAX_BYTES} bytes are wanted, this is {}", text.len()));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("a text without control characters is wanted".into());
+    }
+    word(text)
+}
+
+fn network(text: &str) -> Result<String, String> {
+    let wrong = || "wanted: a network, such as 10.32.0.0/16".to_owned();
+    let net: ipnet::Ipv4Net = text.parse().map_err(|_| wrong())?;
+    if net.trunc() == net { Ok(text.into()) } else { Err(format!("wanted: a network, such as {}", net.trunc())) }
+}
+
+fn address(text: &str) -> Result<String, String> {
+    let plain = text.parse::<std::net::Ipv4Addr>().is_ok() || text.parse::<ipnet::Ipv4Net>().is_ok();
+    if plain { Ok(text.into()) } else { Err("wanted: an IPv4 address, such as 10.32.0.5".into()) }
+}
+
 /// Only what can be told here at once; meshd looks at the rest.
 fn endpoint(text: &str) -> Result<String, String> {
     let text = word(text)?;
@@ -211,4 +299,6 @@ fn interval(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "wanted: seconds, from 0.01 to 3600".into())
 }
 
+/// As meshd has it.
+const OWNER_MAX_BYTES: usize = 256;
 const SOCKET: &str = "/run/meshnet/meshd.sock";

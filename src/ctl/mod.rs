@@ -4,12 +4,13 @@
 //! args (clap) ─ run ─┬─ client ── unix socket ── meshd
 //!                    ├─ render: Status → text, tree, dot, svg   (pure: the same document gives the same text)
 //!                    ├─ watch: the same text each second
-//!                    └─ ping, trace
+//!                    └─ ping, trace, addresses
 //! ```
 //!
 //! May use: proto (types of the API), telemetry (version). Lacks on purpose: anything that meshd must decide. Names and addresses go to it as typed.
 //! Whatever comes back may hold names that a stranger chose: `render::text::clean` makes them harmless before they reach a terminal.
 
+mod addresses;
 mod args;
 mod client;
 mod ping;

@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::args::{Cli, Command, Format, Table, Topology};
 use super::client::{Client, Failure};
 use super::render::text::{Style, clean};
-use super::render::{Names, graph, status, table, tree};
-use super::{exit, ping, secret, usage, watch};
+use super::render::{Names, graph, ipam, status, table, tree};
+use super::{addresses, exit, ping, secret, usage, watch};
 
 /// `meshctl`.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -60,6 +60,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Detach { namespace, addresses } => send(api::Command::Detach { namespace, addresses }).await,
         Command::Expose { address } => send(api::Command::Expose { address }).await,
         Command::Hide { address } => send(api::Command::Hide { address }).await,
+        Command::Ip { command } => addresses::ip(&client, command).await,
+        Command::Rmpeer { peers, force, json } => addresses::rmpeer(&client, peers, force, json.json).await,
+        Command::Leave => send(api::Command::Leave).await,
         Command::Ping(command) => ping::run(&client, &command).await,
         Command::Trace { to, json: as_json } => match client.command(&api::Command::Trace { to }).await? {
             Reply::Trace(trace) if as_json.json => emit(&json::<Trace>(&trace)?),
@@ -115,7 +118,7 @@ async fn show_status(client: &Client, which: Option<Table>, as_json: bool) -> Re
         None => status::screen(style, &document),
         Some(Table::Peers) => table::peers(style, &document),
         Some(Table::Links) => table::links(style, &document),
-        Some(Table::Ipam) => table::ipam(style, &document),
+        Some(Table::Ipam) => ipam::table(style, &document),
         Some(Table::Routes) => table::routes(style, &document),
         Some(Table::Targets) => table::targets(style, &document),
         Some(Table::Macs) => String::new(),

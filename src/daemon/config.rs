@@ -54,7 +54,7 @@ pub struct Settings {
     /// How the first split is agreed.
     pub ipam_init: IpamInit,
     /// Address of the host on the bridge.
-    pub expose: Option<IpNet>,
+    pub expose: Option<Expose>,
     /// How frames travel.
     pub transport: Transport,
     /// False: connect only to [`Settings::peers`].
@@ -94,7 +94,10 @@ impl Settings {
             ("advertise", list(self.advertise.iter().map(ToString::to_string).collect())),
             ("secret-file", or(self.secret_file.as_ref().map(|path| path.display().to_string()), "none")),
             ("bridge", self.bridge.clone()),
-            ("expose", or(self.expose.map(|address| address.to_string()), "none")),
+            ("ipam-range", or(self.ipam_range.map(|range| range.to_string()), "none")),
+            ("ipam-subnet", or(self.ipam_subnet.map(|subnet| subnet.to_string()), "the range")),
+            ("ipam-init", self.ipam_init.to_string()),
+            ("expose", or(self.expose.map(|expose| expose.to_string()), "none")),
             ("transport", format!("{:?}", self.transport).to_lowercase()),
             ("no-discovery", (!self.discovery).to_string()),
             ("max-links", self.max_links.to_string()),
@@ -109,6 +112,34 @@ impl Settings {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+    }
+}
+
+/// The host's own address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expose {
+    /// One of the range.
+    Auto,
+    /// This one.
+    At(IpNet),
+}
+
+impl Expose {
+    /// The address, when nobody has to be asked for it: it is not of the range.
+    pub fn by_hand(&self, range: Option<IpNet>) -> Option<IpNet> {
+        match self {
+            Expose::At(address) if !range.is_some_and(|range| range.contains(&address.addr())) => Some(*address),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Expose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Expose::Auto => f.write_str("auto"),
+            Expose::At(address) => address.fmt(f),
+        }
     }
 }
 
@@ -349,6 +380,9 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
 
 /// What is right alone and wrong together.
 fn check_together(texts: &Texts, settings: &Settings) -> Result<(), ConfigError> {
+    if let (Some(Expose::Auto), None, Some(given)) = (settings.expose, settings.ipam_range, texts.given.get("expose")) {
+        return Err(given.wrong("auto", "it needs an --ipam-range; or give an address such as 10.32.0.1/12"));
+    }
     let Some(given) = texts.given.get("ipam-subnet") else { return Ok(()) };
     let (Some(subnet), text) = (settings.ipam_subnet, given.values.concat()) else { return Ok(()) };
     match settings.ipam_range {
@@ -392,11 +426,11 @@ fn trusted_subnet(text: &str) -> Result<IpNet, String> {
     Err("frames in the clear are not available in this version; leave --trusted-subnet out".into())
 }
 
-fn expose(text: &str) -> Result<Option<IpNet>, String> {
+fn expose(text: &str) -> Result<Option<Expose>, String> {
     match text {
         "none" => Ok(None),
-        "auto" => Err("this version does not hand out addresses; use an address such as 10.32.0.1/12, or none".into()),
-        _ => value::host_cidr(text).map(Some),
+        "auto" => Ok(Some(Expose::Auto)),
+        _ => value::host_cidr(text).map(|address| Some(Expose::At(address))),
     }
 }
 

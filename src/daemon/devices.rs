@@ -1,20 +1,21 @@
 //! Bridge, TAP and addresses as the peer wants them, kept so by one task; and the commands that change them.
 //!
 //! ```text
-//! watch ─┐                                        ┌─▶ Notice ─▶ driver: own addresses, MTU, another TAP
+//! watch ─┐                                        ┌─▶ Notice ─▶ driver: own addresses, MTU, another TAP, addresses of the host
 //! period ┼─▶ keeper: ensure, underlay, reopen TAP ┤
 //! orders ┘                                        └─▶ View: what status and readiness say
 //! ```
 //! Owner of the task: [`Devices`]; it ends with it. Orders are bounded by the connections of the API and done one after the other. Notices: the driver
 //! takes them at once; the keeper waits for it. What the kernel refuses shows as a problem and is tried again at each round.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
-use meshnet_proto::api::{Command, Device, Problem, Reply};
+use meshnet_proto::api::{Device, Problem};
 use meshnet_proto::{Mac, PeerId};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -23,7 +24,7 @@ use tracing::{debug, info, warn};
 use super::backend::REQUESTS_MAX;
 use super::config::Settings;
 use crate::dataplane::Waker;
-use crate::netlink::{Change, Desired, Netlink, Underlay, Watch, stable_mac};
+use crate::netlink::{self, Attached, Change, Desired, Netlink, Underlay, Watch, stable_mac};
 use crate::tap::Tap;
 
 /// What the driver has to know.
@@ -34,15 +35,86 @@ pub enum Notice {
     Mtu(u16),
     /// The TAP was made anew.
     Tap(Tap),
+    /// Addresses of the range whose MAC address does not follow from them: the host's own on the bridge, and further ones of a namespace.
+    Hosts(Vec<(u32, Mac)>),
+}
+
+/// A change that is asked for.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "fields are said by the variant")]
+pub enum Order {
+    /// An interface and these addresses for a namespace.
+    Attach { namespace: String, addresses: Vec<IpNet> },
+    /// These from it; none named: all, and the interface.
+    Detach { namespace: String, addresses: Vec<IpNet> },
+    /// This for the host.
+    Expose(IpNet),
+    /// This from the host; none: all that were exposed.
+    Hide(Option<IpNet>),
+}
+
+/// What was done.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "fields are said by the variant")]
+pub enum Done {
+    /// What the namespace has now.
+    Attached(Attached),
+    /// These were taken from it.
+    Taken(Vec<IpNet>),
+    /// The host has it.
+    Exposed,
+    /// These were taken from the host, those are left.
+    Hidden { taken: Vec<IpNet>, left: Vec<IpNet> },
+}
+
+/// Why not.
+#[derive(Debug)]
+pub struct Refused {
+    /// One line.
+    pub reason: String,
+    /// What was to be taken away is not there.
+    pub absent: bool,
+}
+
+type Verdict = Result<Done, Refused>;
+
+impl From<netlink::Error> for Refused {
+    fn from(error: netlink::Error) -> Refused {
+        use netlink::Error::{NoNamespace, NoSuchAddress, NotAttached};
+        let absent = matches!(error, NoNamespace(_) | NotAttached(_) | NoSuchAddress { .. });
+        Refused { reason: error.to_string(), absent }
+    }
+}
+
+/// Where orders are given; cheap to clone. They are done one after the other.
+#[derive(Clone)]
+pub struct Orders(mpsc::Sender<(Order, oneshot::Sender<Verdict>)>);
+
+impl Orders {
+    /// Where to give orders, and where they come out.
+    pub fn new() -> (Orders, mpsc::Receiver<(Order, oneshot::Sender<Verdict>)>) {
+        let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
+        (Orders(orders), ordered)
+    }
+
+    /// Has it done.
+    pub async fn order(&self, order: Order) -> Result<Done, Refused> {
+        let stopping = || Refused { reason: "meshd is stopping".into(), absent: false };
+        let (answer, answered) = oneshot::channel();
+        self.0.send((order, answer)).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())?
+    }
 }
 
 /// The driver's end.
 pub struct Devices {
     tap: Option<Tap>,
     lost: Arc<Notify>,
-    orders: mpsc::Sender<(Command, oneshot::Sender<Reply>)>,
+    orders: Orders,
     view: View,
     addresses: Vec<SocketAddr>,
+    hosts: Vec<(u32, Mac)>,
+    found: Vec<IpNet>,
     /// Aborted when this is dropped.
     _keeper: JoinSet<()>,
 }
@@ -111,16 +183,19 @@ impl Devices {
         info!(bridge, tap = desired.tap, mtu, changes = words(&changes), "devices");
         // Those of an earlier run stay: the bridge was never taken away.
         desired.exposed = netlink.exposed(&bridge).await?;
-        if let Some(address) = settings.expose.filter(|address| !desired.exposed.contains(address)) {
+        let found = desired.exposed.clone();
+        // One of the range waits until it is this host's.
+        let by_hand = settings.expose.and_then(|expose| expose.by_hand(settings.ipam_range));
+        if let Some(address) = by_hand.filter(|address| !desired.exposed.contains(address)) {
             netlink.expose(&bridge, address).await?.iter().for_each(|warning| warn!("{warning}"));
             desired.exposed.push(address);
         }
         let view = View { shown: Arc::default(), netlink: netlink.clone(), bridge };
         let (notices, noticed) = mpsc::channel(NOTICES_MAX);
-        let (orders, ordered) = mpsc::channel(REQUESTS_MAX);
+        let (orders, ordered) = Orders::new();
         let lost = Arc::new(Notify::new());
         let addresses = endpoints(settings, &underlay, port);
-        let keeper = Keeper {
+        let mut keeper = Keeper {
             settings: settings.clone(),
             port,
             netlink,
@@ -131,11 +206,15 @@ impl Devices {
             view: view.clone(),
             notices,
             superframes: tap.superframes(),
+            hosts: Vec::new(),
+            further: BTreeMap::new(),
         };
+        let hosts = keeper.hosts_now().await?;
+        keeper.hosts.clone_from(&hosts);
         keeper.show(None);
         let mut task = JoinSet::new();
         task.spawn(keeper.run(ordered));
-        Ok((Devices { tap: Some(tap), lost, orders, view, addresses, _keeper: task }, noticed))
+        Ok((Devices { tap: Some(tap), lost, orders, view, addresses, hosts, found, _keeper: task }, noticed))
     }
 
     /// The TAP, once.
@@ -164,14 +243,19 @@ impl Devices {
         self.view.clone()
     }
 
-    /// Has a command of the devices done; the answer comes when it is.
-    pub fn command(&self, command: Command, answer: oneshot::Sender<Reply>) {
-        if let Err(mpsc::error::TrySendError::Full((_, answer)) | mpsc::error::TrySendError::Closed((_, answer))) =
-            self.orders.try_send((command, answer))
-        {
-            let reason = "too many commands wait: try again in a moment".into();
-            drop(answer.send(Reply::Refused { reason }));
-        }
+    /// Addresses that do not have the MAC address that follows from them, at the start.
+    pub fn hosts(&self) -> Vec<(u32, Mac)> {
+        self.hosts.clone()
+    }
+
+    /// Addresses that an earlier run left on the bridge.
+    pub fn found(&self) -> &[IpNet] {
+        &self.found
+    }
+
+    /// Where commands of the devices go.
+    pub fn orders(&self) -> Orders {
+        self.orders.clone()
     }
 }
 
@@ -187,16 +271,20 @@ struct Keeper {
     view: View,
     notices: mpsc::Sender<Notice>,
     superframes: (bool, bool),
+    hosts: Vec<(u32, Mac)>,
+    /// Addresses of namespaces that are not their interface's first, by the interface's MAC address.
+    further: BTreeMap<u32, Mac>,
 }
 
 impl Keeper {
-    async fn run(mut self, mut orders: mpsc::Receiver<(Command, oneshot::Sender<Reply>)>) {
+    async fn run(mut self, mut orders: mpsc::Receiver<(Order, oneshot::Sender<Verdict>)>) {
         loop {
             tokio::select! {
                 order = orders.recv() => {
-                    let Some((command, answer)) = order else { return };
-                    let reply = self.order(command).await.unwrap_or_else(|reason| Reply::Refused { reason });
-                    drop(answer.send(reply));
+                    let Some((order, answer)) = order else { return };
+                    let verdict = self.order(order).await;
+                    self.tell_hosts().await;
+                    drop(answer.send(verdict));
                     continue;
                 }
                 () = self.watch.changed() => tokio::time::sleep(SETTLE).await,
@@ -229,6 +317,7 @@ impl Keeper {
             let joined = self.netlink.rejoin(&self.desired.bridge).await?;
             info!(interfaces = joined, "attached interfaces are on the new bridge");
         }
+        self.tell_hosts().await;
         match changes.is_empty() {
             true => {}
             false if follow => info!(changes = words(&changes), "bridge and TAP follow"),
@@ -281,52 +370,79 @@ impl Keeper {
         };
     }
 
-    async fn order(&mut self, command: Command) -> Result<Reply, String> {
+    async fn order(&mut self, order: Order) -> Verdict {
         let bridge = self.desired.bridge.clone();
-        let reply = match command {
-            Command::Attach { namespace, addresses } => {
-                let addresses = all(&addresses)?;
-                let attached = self.netlink.attach(&bridge, self.desired.mtu, &namespace, &addresses).await;
-                let attached = attached.map_err(|error| error.to_string())?;
-                let addresses = attached.addresses.iter().map(ToString::to_string).collect();
-                Reply::Attached { interface: attached.interface, addresses }
+        let done = match order {
+            Order::Attach { namespace, addresses } => {
+                let attached = self.netlink.attach(&bridge, self.desired.mtu, &namespace, &addresses).await?;
+                self.remember(&attached);
+                Done::Attached(attached)
             }
-            Command::Detach { namespace, addresses } => {
-                let taken = self.netlink.detach(&namespace, &all(&addresses)?).await;
-                taken.map_err(|error| error.to_string())?;
-                Reply::Done
+            Order::Detach { namespace, addresses } => {
+                let taken = self.netlink.detach(&namespace, &addresses).await?;
+                self.further.retain(|address, _| !taken.iter().any(|net| number(net) == Some(*address)));
+                Done::Taken(taken)
             }
-            Command::Expose { address } => {
-                let address = one(&address)?;
-                let warnings = self.netlink.expose(&bridge, address).await.map_err(|error| error.to_string())?;
+            Order::Expose(address) => {
+                let warnings = self.netlink.expose(&bridge, address).await?;
                 warnings.iter().for_each(|warning| warn!("{warning}"));
                 if !self.desired.exposed.contains(&address) {
                     self.desired.exposed.push(address);
                 }
-                Reply::Done
+                Done::Exposed
             }
-            Command::Hide { address } => {
-                let address = address.as_deref().map(one).transpose()?;
-                let taken = self.netlink.hide(&bridge, address).await.map_err(|error| error.to_string())?;
+            Order::Hide(address) => {
+                let taken = self.netlink.hide(&bridge, address).await?;
                 self.desired.exposed.retain(|there| !taken.contains(there));
-                Reply::Done
+                Done::Hidden { taken, left: self.desired.exposed.clone() }
             }
-            other => return Err(format!("{other:?} is not a command of the devices")),
         };
         self.show(None);
-        Ok(reply)
+        Ok(done)
+    }
+
+    /// An interface has one MAC address, that of its first address: others have to be told from whom they are answered.
+    fn remember(&mut self, attached: &Attached) {
+        for address in attached.addresses.iter().filter_map(number) {
+            if attached.mac != mac_of(address) && self.further.len() < FURTHER_MAX {
+                self.further.insert(address, attached.mac);
+            }
+        }
+    }
+
+    async fn hosts_now(&self) -> Result<Vec<(u32, Mac)>> {
+        let Some(range) = self.settings.ipam_range else { return Ok(Vec::new()) };
+        let mac = self.netlink.bridge_mac(&self.desired.bridge).await?;
+        let exposed = self.desired.exposed.iter().filter_map(number);
+        let mut hosts: BTreeMap<u32, Mac> = exposed.filter_map(|address| Some((address, mac?))).collect();
+        hosts.extend(&self.further);
+        hosts.retain(|address, _| range.contains(&IpAddr::from(Ipv4Addr::from(*address))));
+        Ok(hosts.into_iter().collect())
+    }
+
+    async fn tell_hosts(&mut self) {
+        match self.hosts_now().await {
+            Ok(hosts) if hosts != self.hosts => {
+                self.hosts.clone_from(&hosts);
+                self.tell(Notice::Hosts(hosts)).await;
+            }
+            Ok(_) => {}
+            Err(error) => debug!(%error, "the bridge's MAC address is not known"),
+        }
     }
 }
 
-fn all(texts: &[String]) -> Result<Vec<IpNet>, String> {
-    texts.iter().map(|text| one(text)).collect()
+fn number(net: &IpNet) -> Option<u32> {
+    match net {
+        IpNet::V4(net) => Some(u32::from(net.addr())),
+        IpNet::V6(_) => None,
+    }
 }
 
-fn one(text: &str) -> Result<IpNet, String> {
-    if text == "auto" {
-        return Err("this version does not hand out addresses: give one, such as 10.32.0.5/12".into());
-    }
-    super::config::value::host_cidr(text).map_err(|right| format!("'{text}' is wrong: {right}"))
+/// What an interface gets whose first address this is.
+fn mac_of(address: u32) -> Mac {
+    let [a, b, c, d] = address.to_be_bytes();
+    Mac([0x0a, 0x58, a, b, c, d])
 }
 
 /// The TAP of a bridge: its name must differ between two peers in one namespace, as their bridges do.
@@ -372,5 +488,7 @@ const MTU_MIN: u16 = 576;
 const SETTLE: Duration = Duration::from_millis(50);
 /// Between two looks when the kernel tells nothing.
 const PERIOD: Duration = Duration::from_secs(5);
+/// Further addresses of namespaces, all told to other peers: few have any.
+const FURTHER_MAX: usize = 1_024;
 /// Notices are rare, and the driver takes them at once.
 const NOTICES_MAX: usize = 8;

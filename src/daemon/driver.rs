@@ -24,6 +24,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::addresses::{Addresses, Ask, choose};
 use super::backend::Request;
 use super::devices::{Devices, Notice};
 use super::ipam::Outcome;
@@ -72,6 +73,10 @@ pub struct Driver {
     pub next_token: u64,
     /// When the storm budgets were filled last.
     pub refilled: Instant,
+    /// For commands about addresses.
+    pub addresses: Addresses,
+    /// Commands about addresses under way: bounded by the connections of the API.
+    pub errands: JoinSet<()>,
 }
 
 /// The channels that the driver reads.
@@ -82,6 +87,8 @@ pub struct Sources {
     pub requests: mpsc::Receiver<Request>,
     /// Of the devices.
     pub notices: mpsc::Receiver<Notice>,
+    /// Of commands about addresses.
+    pub asks: mpsc::Receiver<Ask>,
 }
 
 impl Driver {
@@ -91,6 +98,7 @@ impl Driver {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.do_outputs();
         self.take(Input::Addresses(self.devices.addresses()));
+        self.take(Input::HostAddresses(self.devices.hosts()));
         loop {
             self.do_outputs();
             let deadline = self.deadline();
@@ -106,6 +114,8 @@ impl Driver {
                 () = self.punted.notified() => self.take_punts(),
                 Some(request) = from.requests.recv() => self.answer(request),
                 Some(notice) = from.notices.recv() => self.on_notice(notice),
+                Some(ask) = from.asks.recv() => self.on_ask(ask),
+                Some(_) = self.errands.join_next() => {}
                 Some(found) = self.lookups.join_next() => self.on_lookup(found),
                 Some(found) = self.neighbours.join_next() => {
                     if let Ok((to, mac, answer)) = found {
@@ -236,6 +246,7 @@ impl Driver {
             Notice::Addresses(addresses) => self.take(Input::Addresses(addresses)),
             Notice::Mtu(mtu) => self.take(Input::Mtu(mtu)),
             Notice::Tap(tap) => self.plane.replace_tap(tap),
+            Notice::Hosts(hosts) => self.take(Input::HostAddresses(hosts)),
         }
     }
 
@@ -282,10 +293,17 @@ impl Driver {
                 }
                 Err(_) => drop(answer.send(traced(self.trace(&to)))),
             },
-            device @ (Command::Attach { .. }
-            | Command::Detach { .. }
-            | Command::Expose { .. }
-            | Command::Hide { .. }) => self.devices.command(device, answer),
+            Command::Rmpeer { peers, force } => match choose(&self.candidates(now), &peers, force) {
+                Ok(chosen) => {
+                    let errand = self.addresses.clone().remove(chosen, force);
+                    self.errands.spawn(async move { drop(answer.send(errand.await)) });
+                }
+                Err(reason) => drop(answer.send(Reply::Refused { reason })),
+            },
+            about_addresses => {
+                let errand = self.addresses.clone().command(about_addresses);
+                self.errands.spawn(async move { drop(answer.send(errand.await)) });
+            }
         }
         self.do_outputs();
     }

@@ -5,6 +5,7 @@
 //! ```
 //! What can be refused is refused before anything is made. A start that fails says so in one line, with the way out, and exits with 1.
 
+pub mod addresses;
 pub mod backend;
 pub mod config;
 pub mod devices;
@@ -43,6 +44,7 @@ use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
 use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address, virtual_peer};
 use crate::udp::UdpSockets;
 use crate::{api, telemetry};
+use addresses::Addresses;
 use backend::Asker;
 use config::{Profile, Settings};
 use devices::Devices;
@@ -130,6 +132,11 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let (keep, kept) = watch::channel(None);
     let keeper = tokio::spawn(keep_saved(state, kept));
     let stop = stop_on_signal()?;
+    let (addresses, asks) = Addresses::new(settings, devices.orders());
+    let mut errands = JoinSet::new();
+    if addresses.expose_later(settings.expose, devices.found()) {
+        errands.spawn(addresses.clone().keep_exposing());
+    }
     let driver = Driver {
         node: Node::new(node, Time::ZERO),
         started,
@@ -150,8 +157,10 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         replies: Default::default(),
         next_token: 1,
         refilled: started,
+        addresses,
+        errands,
     };
-    driver.run(Sources { links, requests, notices }, stop).await;
+    driver.run(Sources { links, requests, notices, asks }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
     if let Err(error) = keeper.await {
         error!(%error, "what is to be kept may not have been written");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use meshnet_core::counters::DropReason;
 use meshnet_core::fdb::Owner;
 use meshnet_core::time::Time;
-use meshnet_proto::api::{self, Data, Ipam, MacEntry, Problem, Report, Status, Trace};
+use meshnet_proto::api::{self, Data, MacEntry, Problem, Report, Status, Trace};
 use meshnet_proto::{Mac, PeerId};
 
 use super::config::Settings;
@@ -33,6 +33,7 @@ impl Driver {
         let mut problems = self.node.problems(now);
         let device = self.facts.view.device();
         problems.extend(self.facts.view.problems());
+        problems.extend(self.addresses.problems());
         if self.plane.tap_lost() {
             problems.push(Problem {
                 what: format!("the TAP device {} was deleted", device.tap),
@@ -44,7 +45,7 @@ impl Driver {
             peer: self.node.status_me(now),
             links: self.node.status_links(now),
             peers: self.node.status_peers(now),
-            ipam: Ipam::off(),
+            ipam: self.node.ipam_status(),
             data: self.data(),
             problems,
             targets: self.node.targets(),

@@ -1,6 +1,7 @@
 //! Addresses of the host itself on the bridge.
 
 use ipnet::IpNet;
+use meshnet_proto::Mac;
 
 use super::{Error, Netlink, is_global, same_host};
 
@@ -54,5 +55,10 @@ impl Netlink {
         let addresses = self.addresses().await?;
         let on_bridge = addresses.iter().filter(|there| there.index == link.index && is_global(&there.net.addr()));
         Ok(on_bridge.map(|there| there.net).collect())
+    }
+
+    /// The bridge's MAC address: who answers for the host's own addresses. An adopted bridge keeps its own.
+    pub async fn bridge_mac(&self, bridge: &str) -> Result<Option<Mac>, Error> {
+        Ok(self.bridge(bridge).await?.mac)
     }
 }

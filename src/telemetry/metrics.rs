@@ -112,12 +112,26 @@ fn data(registry: &mut Registry, status: &Status) {
 }
 
 fn ipam(registry: &mut Registry, status: &Status) {
-    if status.ipam.state == "off" {
+    let ipam = &status.ipam;
+    if ipam.state == "off" {
         return;
     }
-    gauge(registry, "mesh_ipam_ready", "Whether addresses can be given out", u64::from(status.ipam.state == "ready"));
-    gauge(registry, "mesh_ipam_owned_addresses", "Addresses that this peer may give out", status.ipam.owned);
-    gauge(registry, "mesh_ipam_used_addresses", "Addresses given out by this peer", status.ipam.used);
+    let sum =
+        |reachable| ipam.shares.iter().filter(|share| share.reachable == reachable).map(|share| share.addresses).sum();
+    let figures: [(&str, &str, u64); 9] = [
+        ("mesh_ipam_ready", "Whether addresses can be given out", u64::from(ipam.state == "ready")),
+        ("mesh_ipam_owned_addresses", "Addresses that this peer may give out", ipam.owned),
+        ("mesh_ipam_used_addresses", "Addresses given out by this peer", ipam.used),
+        ("mesh_ipam_free_addresses", "Addresses that this peer could give out now", ipam.free),
+        ("mesh_ipam_members", "Peers that belong to the address space", ipam.members),
+        ("mesh_ipam_removed_members", "Peers that left it or were removed", ipam.removed),
+        ("mesh_ipam_reachable_addresses", "Addresses owned by peers that can be reached, this one too", sum(true)),
+        ("mesh_ipam_unreachable_addresses", "Addresses owned by peers that cannot be reached now", sum(false)),
+        ("mesh_ipam_conflicts", "Addresses given out here that somebody else has too", count(&ipam.conflicts)),
+    ];
+    for (name, help, value) in figures {
+        gauge(registry, name, help, value);
+    }
 }
 
 fn rooms(registry: &mut Registry, counters: &BTreeMap<String, u64>) {
@@ -143,6 +157,7 @@ fn help(name: &str) -> &'static str {
         "mesh_gossip_bytes_out_total" => "Bytes of gossip sent",
         _ if name.starts_with("mesh_gossip_") => "Of the gossip between peers",
         _ if name.starts_with("mesh_node_") => "Of the control plane of this peer",
+        _ if name.starts_with("mesh_ipam_") => "Of the addresses that peers split",
         _ if name.starts_with("mesh_fdb_") => "Of the table of learned MAC addresses",
         _ if name.starts_with("mesh_udp_") => "Of the UDP sockets",
         _ if name.starts_with("mesh_tap_") => "Of the TAP device",
@@ -170,7 +185,23 @@ fn plain(text: &str) -> String {
 }
 
 /// Metrics that this file makes from the status: not taken from the rooms' counters a second time.
-const GIVEN: [&str; 6] = ["mesh_peer_", "mesh_links", "mesh_link_rtt_", "mesh_peers", "mesh_data_", "mesh_device_"];
+const GIVEN: [&str; 15] = [
+    "mesh_peer_",
+    "mesh_links",
+    "mesh_link_rtt_",
+    "mesh_peers",
+    "mesh_data_",
+    "mesh_device_",
+    "mesh_ipam_ready",
+    "mesh_ipam_owned_",
+    "mesh_ipam_used_",
+    "mesh_ipam_free_",
+    "mesh_ipam_members",
+    "mesh_ipam_removed_",
+    "mesh_ipam_reachable_",
+    "mesh_ipam_unreachable_",
+    "mesh_ipam_conflicts",
+];
 /// The design size of a mesh; a peer has `--max-links` links (128), so this is a fence and no limit in practice.
 const PEERS_MAX: usize = 1_000;
 /// The rooms have some dozens.

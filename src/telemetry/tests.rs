@@ -88,6 +88,56 @@ fn metrics_parse_and_hold_every_drop_reason() {
     assert!(!samples.keys().any(|name| name.contains("not a metric")));
 }
 
+/// The sums are those of the shares: no address is counted as lost that can be reached, none is missing.
+#[test]
+fn metrics_of_addresses_tell_the_truth() {
+    let mut status = status();
+    let counters =
+        BTreeMap::from([("mesh_ipam_free_addresses".to_owned(), 1), ("mesh_ipam_writes_total".to_owned(), 2)]);
+    let samples = |status: &Status| {
+        let samples = parse(&metrics::render(status, &counters));
+        samples.into_iter().filter(|(name, _)| name.starts_with("mesh_ipam_")).collect::<BTreeMap<String, f64>>()
+    };
+    assert_eq!(samples(&status)["mesh_ipam_writes_total"], 2.0);
+    assert_eq!(samples(&status).len(), 1, "nothing is said of a space that is not there");
+    let share = |n: u8, addresses, reachable| Share {
+        peer: PeerId([n; 16]),
+        name: String::new(),
+        addresses,
+        percent: 0.0,
+        reachable,
+        digest: String::new(),
+        free: None,
+        standing: "admitted".into(),
+    };
+    status.ipam = Ipam {
+        state: "ready".into(),
+        owned: 100,
+        used: 7,
+        free: 93,
+        members: 4,
+        removed: 2,
+        conflicts: vec!["10.32.0.1".into()],
+        shares: vec![share(1, 100, true), share(2, 30, false), share(3, 4, false), share(4, 200, true)],
+        ..Ipam::off()
+    };
+    let wanted = [
+        ("mesh_ipam_ready", 1.0),
+        ("mesh_ipam_owned_addresses", 100.0),
+        ("mesh_ipam_used_addresses", 7.0),
+        ("mesh_ipam_free_addresses", 93.0),
+        ("mesh_ipam_members", 4.0),
+        ("mesh_ipam_removed_members", 2.0),
+        ("mesh_ipam_reachable_addresses", 300.0),
+        ("mesh_ipam_unreachable_addresses", 34.0),
+        ("mesh_ipam_conflicts", 1.0),
+        ("mesh_ipam_writes_total", 2.0),
+    ];
+    assert_eq!(samples(&status), wanted.map(|(name, value)| (name.to_owned(), value)).into());
+    status.ipam.state = "waiting".into();
+    assert_eq!(samples(&status)["mesh_ipam_ready"], 0.0);
+}
+
 #[test]
 fn peers_in_labels_are_bounded() {
     let mut status = status();

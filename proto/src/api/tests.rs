@@ -241,12 +241,8 @@ fn commands_and_replies() {
         mtu: 1310,
         cipher: String::new(),
     };
-    let lease = Lease {
-        id: "web".into(),
-        address: "10.32.0.5".into(),
-        subnet: "10.32.0.0/12".into(),
-        unconfirmed: false,
-    };
+    let lease =
+        Lease { id: "web".into(), address: "10.32.0.5".into(), subnet: "10.32.0.0/12".into(), unconfirmed: false };
     for (reply, name) in [
         (Reply::Address { address: "10.32.0.5/12".into() }, "address"),
         (Reply::Leases { leases: vec![lease] }, "leases"),

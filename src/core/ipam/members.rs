@@ -188,7 +188,9 @@ impl Ipam {
         if joiners.is_empty() {
             return;
         }
-        joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Known); });
+        joiners.iter().for_each(|id| {
+            let _ = self.members.raise(*id, Standing::Known);
+        });
         let hash = self.members.hash();
         self.adding = Some(Adding { joiners, hash, yes: BTreeSet::new(), explained: BTreeSet::new(), next: now });
         self.count_yes(now);
@@ -274,7 +276,9 @@ impl Ipam {
             self.adding = None;
         } else if agreed || !self.rules.majority() {
             self.adding = None;
-            joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Admitted); });
+            joiners.iter().for_each(|id| {
+                let _ = self.members.raise(*id, Standing::Admitted);
+            });
             self.next_share = now;
             let state = self.full_state();
             for joiner in joiners {
@@ -305,7 +309,9 @@ impl Ipam {
         }
         let cluster = self.cluster();
         let mut with = self.members.clone();
-        joiners.iter().for_each(|id| { let _ = with.raise(*id, Standing::Known); });
+        joiners.iter().for_each(|id| {
+            let _ = with.raise(*id, Standing::Known);
+        });
         let removed = joiners.iter().any(|id| self.members.is_removed(*id));
         let knows = |id: ShortId, standing: Standing| {
             let there = theirs.binary_search_by_key(&id, |member| member.id).ok().and_then(|at| theirs.get(at));
@@ -317,7 +323,9 @@ impl Ipam {
             return self.send(from, message);
         }
         self.learn_members(theirs);
-        joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Known); });
+        joiners.iter().for_each(|id| {
+            let _ = self.members.raise(*id, Standing::Known);
+        });
         self.send(from, Message::AddYes { cluster, joiners, hash });
     }
 }

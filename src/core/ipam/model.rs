@@ -287,7 +287,8 @@ fn restart(machine: &mut Ipam) {
 /// Those that live and that nobody alive has removed.
 fn counting(state: &State) -> Vec<usize> {
     let live: Vec<usize> = (0..state.machines.len()).filter(|at| !state.dead.contains(at)).collect();
-    let removed = |at: usize| live.iter().any(|by| state.machines[*by].members.standing(id(at)) == Some(Standing::Removed));
+    let removed =
+        |at: usize| live.iter().any(|by| state.machines[*by].members.standing(id(at)) == Some(Standing::Removed));
     live.iter().copied().filter(|at| !removed(*at)).collect()
 }
 
@@ -314,7 +315,8 @@ fn one_lease(state: &State) -> bool {
 fn explore(name: &str, model: Small) -> (usize, Option<String>) {
     let checker = model.checker().threads(2).target_max_depth(60).timeout(Duration::from_secs(90)).spawn_bfs().join();
     let fault = checker.discoveries().into_iter().next().map(|(what, path)| {
-        let steps: Vec<String> = path.into_actions().iter().map(|action| format!("{action:?}").chars().take(160).collect()).collect();
+        let steps: Vec<String> =
+            path.into_actions().iter().map(|action| format!("{action:?}").chars().take(160).collect()).collect();
         format!("{name}: {what} fails:\n{}", steps.join("\n"))
     });
     eprintln!("{name}: {} states, complete: {}", checker.unique_state_count(), checker.is_done());

@@ -8,10 +8,19 @@ fn schedules() {
     let mut total = (0, 0, 0, 0, 0, 0);
     for seed in first..first + count {
         let (c, fault) = run(seed, Plan { steps: 400, heal: seed % 4 == 0, ..Plan::default() });
-        total = (total.0 + c.given_out, total.1 + c.joined, total.2 + c.left, total.3 + c.removed, total.4 + c.crashes, total.5 + c.healed);
+        total = (
+            total.0 + c.given_out,
+            total.1 + c.joined,
+            total.2 + c.left,
+            total.3 + c.removed,
+            total.4 + c.crashes,
+            total.5 + c.healed,
+        );
         faults.extend(fault);
     }
     eprintln!("{total:?} faults {}", faults.len());
-    for f in faults.iter().take(12) { eprintln!("{f}"); }
+    for f in faults.iter().take(12) {
+        eprintln!("{f}");
+    }
     assert!(faults.is_empty());
 }

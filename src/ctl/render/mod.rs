@@ -1,6 +1,7 @@
 //! Documents of the API as text. Pure: no terminal, no clock; the same document and [`text::Style`] give the same bytes.
 
 pub mod graph;
+pub mod ipam;
 pub mod status;
 pub mod table;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use meshnet_proto::api::{Link, LinkState, Status};
 use super::text::{
     Cell, Column, LINE, NAME, Paint, Style, age, bytes, clean, columns, counted, cut, figures, number, rtt, words,
 };
-use super::{Names, tree};
+use super::{Names, ipam, tree};
 
 /// One screen.
 pub fn screen(style: Style, status: &Status) -> String {
@@ -169,20 +169,9 @@ pub(super) fn peers_summary(status: &Status) -> String {
 }
 
 fn figures_section(text: &mut String, style: Style, status: &Status) {
-    let (ipam, data) = (&status.ipam, &status.data);
+    let data = &status.data;
     text.push('\n');
-    let line = match ipam.state.as_str() {
-        "off" => "off".to_owned(),
-        "ready" => format!(
-            "ready  range {}  owned {}  used {}  free {}",
-            ipam.range,
-            number(ipam.owned),
-            number(ipam.used),
-            number(ipam.free)
-        ),
-        other => format!("{other}  range {}", ipam.range),
-    };
-    let _ = writeln!(text, "{}   {}", style.paint(Paint::Bold, "IPAM"), clean(&line));
+    ipam::section(text, style, status);
     let _ = writeln!(
         text,
         "{}   out {} frames, {}   in {} frames, {}   relayed {}",

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use meshnet_proto::PeerId;
 use meshnet_proto::api::{MacEntry, Status, Trace};
 
-use super::text::{Cell, NAME, Paint, Style, age, clean, columns, cut, figures, number, rtt, words};
+use super::text::{Cell, NAME, Paint, Style, age, clean, columns, cut, figures, rtt, words};
 use super::{Names, status};
 
 /// `status peers`.
@@ -56,32 +56,6 @@ pub fn links(style: Style, status: &Status) -> String {
         return "no links, and none is being tried\n".into();
     }
     status::links(style, status, WIDE)
-}
-
-/// `status ipam`.
-pub fn ipam(style: Style, status: &Status) -> String {
-    let ipam = &status.ipam;
-    if ipam.state == "off" {
-        return "IPAM is off: addresses are given by hand\n".into();
-    }
-    let mut text = format!("state   {}\nrange   {}\nsubnet  {}\n", ipam.state, ipam.range, ipam.subnet);
-    text = clean_lines(&text);
-    let _ = writeln!(text, "owned   {}  used {}  free {}\n", number(ipam.owned), number(ipam.used), number(ipam.free));
-    let rows: Vec<Vec<Cell>> = ipam
-        .shares
-        .iter()
-        .map(|share| {
-            vec![
-                Cell::from(&share.name),
-                share.peer.brief().into(),
-                number(share.addresses).into(),
-                format!("{:.1} %", share.percent).into(),
-                if share.reachable { "".into() } else { Cell::new("unreachable", Paint::Red) },
-            ]
-        })
-        .collect();
-    let titles = [words("PEER", NAME), words("ID", 8), figures("ADDRESSES"), figures("SHARE"), words("NOTE", 20)];
-    text + &columns(style, &titles, &rows, 0, WIDE)
 }
 
 /// `status routes`.
@@ -186,9 +160,5 @@ pub fn trace(style: Style, trace: &Trace) -> String {
     text
 }
 
-fn clean_lines(text: &str) -> String {
-    text.lines().map(|line| clean(line) + "\n").collect()
-}
-
 /// A table is often read by a program or a pager: nothing is cut but what is absurd.
-const WIDE: usize = 1_000;
+pub(super) const WIDE: usize = 1_000;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use meshnet_proto::PeerId;
 use meshnet_proto::api::{
-    LinkState, MacEntry, Peer, Problem, Route, Status, Topology, TopologyLink, TopologyPeer, Trace,
+    Lease, LinkState, MacEntry, Peer, Problem, Route, Share, Status, Topology, TopologyLink, TopologyPeer, Trace,
 };
 
 use super::text::{Style, age, bytes, clean, cut, number, rtt, width};
-use super::{Names, graph, status, table, tree};
+use super::{Names, graph, ipam, status, table, tree};
 
 const PLAIN: Style = Style { colour: false };
 const COLOUR: Style = Style { colour: true };
@@ -51,6 +51,39 @@ fn alone() -> Status {
     status
 }
 
+/// Addresses are not given out yet, a newcomer is not admitted, one was removed, two give out one address.
+fn waiting() -> Status {
+    let mut status = alone();
+    let ipam = &mut status.ipam;
+    ipam.state = "waiting".into();
+    ipam.reason = "2 of 3 peers of the first split are missing: beta, gamma".into();
+    ipam.conflicts = vec!["10.32.0.9 (web): beta gives it out too".into()];
+    ipam.shares[1].standing = "known".into();
+    ipam.shares[1].digest = "aabbccdd00112233".into();
+    ipam.shares[2].standing = "removed".into();
+    status
+}
+
+/// More shares than fit the screen, and addresses that clash.
+fn many_shares() -> Status {
+    let mut status = alone();
+    let pattern = status.ipam.shares[0].clone();
+    let share = |n: u64| Share { addresses: 100_000 + n, reachable: n > 1, ..pattern.clone() };
+    status.ipam.shares = (0..9).map(share).collect();
+    status.ipam.conflicts = (0..7).map(|n| format!("10.32.0.{n} (web): beta gives it out too")).collect();
+    status
+}
+
+fn leases() -> Vec<Lease> {
+    let lease = |id: &str, address: &str, unconfirmed| Lease {
+        id: id.into(),
+        address: address.into(),
+        subnet: "10.32.0.0/12".into(),
+        unconfirmed,
+    };
+    vec![lease("web", "10.32.0.5", false), lease("netns:a name", "10.32.255.255", true)]
+}
+
 /// Names as an attacker would choose them, everywhere a name can stand.
 fn hostile() -> Status {
     let mut status = sample();
@@ -67,8 +100,10 @@ fn hostile() -> Status {
         route.kind = name.into();
     }
     for share in &mut status.ipam.shares {
-        share.name = name.into();
+        (share.name, share.digest, share.standing) = (name.into(), name.into(), name.into());
     }
+    (status.ipam.reason, status.ipam.digest) = (name.into(), name.into());
+    status.ipam.conflicts = vec![name.into()];
     for target in &mut status.targets {
         target.address = name.into();
     }
@@ -99,6 +134,8 @@ fn screens() {
     golden("status.txt", &status::screen(PLAIN, &sample()));
     golden("status-colour.txt", &status::screen(COLOUR, &sample()));
     golden("status-alone.txt", &status::screen(PLAIN, &alone()));
+    golden("status-waiting.txt", &status::screen(PLAIN, &waiting()));
+    golden("status-many.txt", &status::screen(PLAIN, &many_shares()));
     golden("status-hostile.txt", &status::screen(PLAIN, &hostile()));
 }
 
@@ -107,8 +144,10 @@ fn tables() {
     golden("peers.txt", &table::peers(PLAIN, &sample()));
     golden("links.txt", &table::links(PLAIN, &sample()));
     golden("routes.txt", &table::routes(PLAIN, &sample()));
-    golden("ipam.txt", &table::ipam(PLAIN, &sample()));
+    golden("ipam.txt", &ipam::table(PLAIN, &sample()));
+    golden("ipam-waiting.txt", &ipam::table(PLAIN, &waiting()));
     golden("targets.txt", &table::targets(PLAIN, &sample()));
+    golden("leases.txt", &ipam::leases(PLAIN, &leases()));
     golden("macs.txt", &table::macs(PLAIN, &sample_macs()));
     golden("trace.txt", &table::trace(PLAIN, &sample_trace()));
 }
@@ -119,7 +158,8 @@ fn empty_tables_say_so() {
     alone.ipam = meshnet_proto::api::Ipam::off();
     for text in [
         table::links(PLAIN, &alone),
-        table::ipam(PLAIN, &alone),
+        ipam::table(PLAIN, &alone),
+        ipam::leases(PLAIN, &[]),
         table::targets(PLAIN, &alone),
         table::macs(PLAIN, &[]),
     ] {
@@ -169,7 +209,13 @@ fn lines_of_the_screen_fit() {
     for peer in &mut long.peers {
         peer.name = format!("{}-{}", peer.name, "n".repeat(60));
     }
-    for screen in [status::screen(PLAIN, &sample()), status::screen(PLAIN, &hostile()), whole_tree(PLAIN, &long)] {
+    for screen in [
+        status::screen(PLAIN, &sample()),
+        status::screen(PLAIN, &waiting()),
+        status::screen(PLAIN, &many_shares()),
+        status::screen(PLAIN, &hostile()),
+        whole_tree(PLAIN, &long),
+    ] {
         for line in screen.lines() {
             assert!(width(line) <= super::text::LINE, "{} cells: {line}", width(line));
             assert_eq!(line.trim_end(), line);
@@ -181,7 +227,7 @@ fn lines_of_the_screen_fit() {
 fn hostile_names_reach_no_terminal() {
     let hostile = hostile();
     harmless(&status::screen(PLAIN, &hostile));
-    for table in [table::peers, table::links, table::routes, table::ipam, table::targets] {
+    for table in [table::peers, table::links, table::routes, ipam::table, table::targets] {
         harmless(&table(PLAIN, &hostile));
     }
     let mut topology = sample_topology();
@@ -205,6 +251,10 @@ fn hostile_names_reach_no_terminal() {
         (hostile.peer.name.clone(), hostile.peer.name.clone(), hostile.peer.name.clone());
     trace.mac = Some(hostile.peer.name.clone());
     trace.hops.iter_mut().for_each(|hop| hop.name = hostile.peer.name.clone());
+    let hostile_lease =
+        || Lease { id: hostile.peer.name.clone(), address: hostile.peer.name.clone(), ..leases().swap_remove(0) };
+    harmless(&ipam::leases(PLAIN, &[hostile_lease()]));
+    harmless(&ipam::cidr(&hostile_lease()));
     harmless(&table::macs(PLAIN, &macs));
     harmless(&table::trace(PLAIN, &trace));
     trace.local = true;

@@ -105,7 +105,8 @@ fn each_wrong_value_gives_one_line_that_names_it() {
         (&["--ipam-init", "consensus=0"], "--ipam-init"),
         (&["--ipam-init", "seed=a,a"], "--ipam-init: each name once"),
         (&["--expose", "10.32.0.0/12"], "--expose: the address of a host is wanted"),
-        (&["--expose", "auto"], "--expose: this version does not hand out addresses"),
+        (&["--expose", "some"], "--expose"),
+        (&["--expose", "auto", "--ipam-range", "none"], "--expose: it needs an --ipam-range"),
         (&["--transport", "quic"], "--transport: it is not available in this version; use auto or udp"),
         (&["--transport", "tcp"], "--transport: one of auto, udp"),
         (&["--trusted-subnet", "10.0.0.0/8"], "--trusted-subnet: frames in the clear are not available"),
@@ -181,6 +182,7 @@ fn right_values_are_taken() {
     assert_eq!(advertise, ["198.51.100.1:7001", "[2001:db8::1]:5", "[2001:db8::2]:7001"]);
     assert_eq!((settings.ipam_range, settings.http), (None, None));
     assert_eq!(settings.expose.unwrap().to_string(), "10.32.0.1/12");
+    assert_eq!(flags(&["--expose", "auto"]).unwrap().expose, Some(Expose::Auto));
     assert_eq!((settings.workers, settings.mtu, settings.discovery), (16, Some(576), false));
     assert_eq!(settings.profile, Profile::Fast);
     assert_eq!(flags(&["--ipam-init", "seed=a, b"]).unwrap().ipam_init, IpamInit::Seed(vec!["a".into(), "b".into()]));
@@ -235,6 +237,20 @@ fn wrong_variables_are_named_as_variables() {
     let settings = run(&["--no-secret"], &others).unwrap();
     assert_eq!(settings.warnings, ["MESHD_PEERS is not a setting: did you mean MESHD_PEER?"]);
     assert_eq!((settings.peers, settings.mtu), (Vec::new(), None));
+}
+
+/// One of the range is leased before it is used; any other is for the operator to know.
+#[test]
+fn an_address_of_the_host_is_by_hand_only_outside_of_the_range() {
+    let expose = |arguments: &[&str]| {
+        let settings = flags(arguments).unwrap();
+        settings.expose.and_then(|expose| expose.by_hand(settings.ipam_range)).map(|address| address.to_string())
+    };
+    assert_eq!(expose(&["--expose", "auto"]), None);
+    assert_eq!(expose(&["--expose", "10.32.0.1/12"]), None);
+    assert_eq!(expose(&["--expose", "10.32.0.1/12", "--ipam-range", "none"]).as_deref(), Some("10.32.0.1/12"));
+    assert_eq!(expose(&["--expose", "192.168.9.1/24"]).as_deref(), Some("192.168.9.1/24"));
+    assert_eq!(expose(&["--expose", "fd00::1/64"]).as_deref(), Some("fd00::1/64"));
 }
 
 #[test]

@@ -185,6 +185,17 @@ pub enum IpamInit {
     Observer,
 }
 
+impl fmt::Display for IpamInit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IpamInit::Auto => f.write_str("auto"),
+            IpamInit::Seed(names) => write!(f, "seed={}", names.join(",")),
+            IpamInit::Consensus(count) => write!(f, "consensus={count}"),
+            IpamInit::Observer => f.write_str("observer"),
+        }
+    }
+}
+
 impl FromStr for IpamInit {
     type Err = Right;
     fn from_str(text: &str) -> Result<IpamInit, Right> {
