@@ -8,7 +8,7 @@
 //! Owner of the task: [`Devices`]; it ends with it. Orders are bounded by the connections of the API and done one after the other. Notices: the driver
 //! takes them at once; the keeper waits for it. What the kernel refuses shows as a problem and is tried again at each round.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +83,11 @@ impl View {
             debug!(%error, "the neighbour table cannot be read");
             None
         })
+    }
+
+    /// Those of the addresses that somebody on the bridge has.
+    pub async fn taken(&self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>, crate::netlink::Error> {
+        self.netlink.taken(&self.bridge, addresses).await
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Shown> {

@@ -180,9 +180,20 @@ pub enum IpamInit {
     /// These peers split it.
     Seed(Vec<String>),
     /// So many peers agree.
-    Consensus(u32),
+    Consensus(u16),
     /// Never takes part in the first split.
     Observer,
+}
+
+impl fmt::Display for IpamInit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IpamInit::Auto => f.write_str("auto"),
+            IpamInit::Seed(names) => write!(f, "seed={}", names.join(",")),
+            IpamInit::Consensus(peers) => write!(f, "consensus={peers}"),
+            IpamInit::Observer => f.write_str("observer"),
+        }
+    }
 }
 
 impl FromStr for IpamInit {
