@@ -69,6 +69,8 @@ pub struct Settings {
     pub workers: usize,
     /// Identity, known peers.
     pub state_dir: PathBuf,
+    /// What is there is an old copy: become a new peer.
+    pub restored: bool,
     /// The control socket.
     pub socket: PathBuf,
     /// Health, metrics, status; none: off.
@@ -365,6 +367,7 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         profile: texts.one("profile", |text| value::word(text, &PROFILES))?.unwrap_or(Profile::Default),
         workers: texts.one("workers", |text| value::auto_or(text, 1, WORKERS_MAX))?.flatten().unwrap_or_else(workers),
         state_dir: texts.one("state-dir", path)?.unwrap_or_else(|| "/var/lib/meshnet".into()),
+        restored: texts.switch("restored")?,
         socket: texts.one("socket", socket)?.unwrap_or_else(|| "/run/meshnet/meshd.sock".into()),
         http: texts.one("http", value::http)?.unwrap_or(Some(HTTP)),
         log_level: texts.one("log-level", |text| value::word(text, &LEVELS))?.unwrap_or(tracing::Level::INFO),

@@ -157,6 +157,11 @@ impl View {
         })
     }
 
+    /// Those of the addresses that somebody on the bridge has.
+    pub async fn taken(&self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>, crate::netlink::Error> {
+        self.netlink.taken(&self.bridge, addresses).await
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,7 +5,8 @@
 //! punts ──────┤                              ├─▶ data plane (snapshot, MAC flush), socket (probes)
 //! requests ───┼─▶ select ─▶ Node ─▶ poll … ──┼─▶ keeper (what outlives a restart)
 //! resolver ───┤      ▲                       ├─▶ resolver
-//! devices ────┘      └─ deadline, tick       └─▶ log
+//! devices ────┤      └─ deadline, tick       ├─▶ log
+//! store ──────┘                              └─▶ store, bridge (addresses: `ipam`)
 //! ```
 //! Every channel in is bounded and read in turn; at most [`BURST`] inputs are taken before outputs are done, so that none starves the others.
 
@@ -27,7 +28,7 @@ use tracing::{debug, info, warn};
 use super::addresses::{Addresses, Ask, choose};
 use super::backend::Request;
 use super::devices::{Devices, Notice};
-use super::ipam::Outcome;
+use super::ipam::{End, Kept, Outcome, Shell};
 use super::report::Facts;
 use crate::dataplane::{Dataplane, PuntRing};
 use crate::quic::{Quic, Sent};
@@ -67,6 +68,8 @@ pub struct Driver {
     pub waiting: VecDeque<String>,
     /// Who waits for an echo.
     pub pings: BTreeMap<u64, (oneshot::Sender<Reply>, PeerId, String)>,
+    /// Writing and probing addresses, and what came of it.
+    pub ipam: Shell,
     /// Who waits for an answer about addresses, by token; bounded by [`Driver::ask_ipam`].
     pub replies: BTreeMap<u64, oneshot::Sender<Outcome>>,
     /// The token of the next question about addresses.
@@ -89,11 +92,13 @@ pub struct Sources {
     pub notices: mpsc::Receiver<Notice>,
     /// Of commands about addresses.
     pub asks: mpsc::Receiver<Ask>,
+    /// Of the store.
+    pub kept: mpsc::Receiver<Kept>,
 }
 
 impl Driver {
-    /// Runs until `stop` is rung or a source ends.
-    pub async fn run(mut self, mut from: Sources, stop: Arc<Notify>) {
+    /// Runs until `stop` is rung, or the machine of addresses says that this peer is one no more.
+    pub async fn run(mut self, mut from: Sources, stop: Arc<Notify>) -> End {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.do_outputs();
@@ -101,6 +106,9 @@ impl Driver {
         self.take(Input::HostAddresses(self.devices.hosts()));
         loop {
             self.do_outputs();
+            if self.ipam.fate.is_some() {
+                break;
+            }
             let deadline = self.deadline();
             tokio::select! {
                 () = stop.notified() => break,
@@ -116,6 +124,17 @@ impl Driver {
                 Some(notice) = from.notices.recv() => self.on_notice(notice),
                 Some(ask) = from.asks.recv() => self.on_ask(ask),
                 Some(_) = self.errands.join_next() => {}
+                Some(told) = from.kept.recv() => self.on_kept(told),
+                Some(probed) = self.ipam.probes.join_next() => {
+                    if let Ok((addresses, result)) = probed {
+                        self.on_probed(addresses, result);
+                    }
+                }
+                Some(answered) = self.ipam.claims.asked.join_next() => {
+                    if let Ok((claim, outcome)) = answered {
+                        self.ipam.claims.on_answer(claim, outcome);
+                    }
+                }
                 Some(found) = self.lookups.join_next() => self.on_lookup(found),
                 Some(found) = self.neighbours.join_next() => {
                     if let Ok((to, mac, answer)) = found {
@@ -134,7 +153,9 @@ impl Driver {
                 }
             }
         }
+        let end = self.end(&mut from.kept).await;
         self.stop().await;
+        end
     }
 
     fn now(&self) -> Time {
@@ -235,6 +256,7 @@ impl Driver {
         let elapsed = self.refilled.elapsed();
         self.refilled = Instant::now();
         self.node.refill(elapsed);
+        self.claim();
         let second = u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX);
         if self.tick.swap(second, Ordering::Relaxed) != second && second.is_multiple_of(AGE_EVERY_S) {
             self.plane.fdb().age(second);

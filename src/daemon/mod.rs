@@ -7,10 +7,12 @@
 
 pub mod addresses;
 pub mod backend;
+pub mod claims;
 pub mod config;
 pub mod devices;
 pub mod driver;
 pub mod ipam;
+pub mod peer;
 pub mod report;
 pub mod secret;
 pub mod state;
@@ -46,9 +48,12 @@ use crate::udp::UdpSockets;
 use crate::{api, telemetry};
 use addresses::Addresses;
 use backend::Asker;
+use claims::Claims;
 use config::{Profile, Settings};
 use devices::Devices;
 use driver::{Driver, Sources};
+use ipam::Shell;
+use peer::Peer;
 use report::Facts;
 use secret::Secret;
 use state::StateDir;
@@ -95,11 +100,11 @@ fn run(settings: &Settings) -> Result<()> {
 
 async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: telemetry::Recent) -> Result<()> {
     let started = Instant::now();
-    let seed = state.identity()?;
+    let state = Arc::new(state);
+    let Peer { seed, id: me, store, kept } = peer::begin(settings, &state)?;
     let (asker, requests) = Asker::new();
     let sockets = Arc::new(UdpSockets::bind(settings.listen, settings.workers)?);
     let tasks = listen(settings, asker)?;
-    let me = Identity::from_seed(seed).id();
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
     let (inbox, punted) = (Arc::new(Inbox::new()), Arc::new(Notify::new()));
@@ -127,10 +132,14 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         inbox,
         transport: Arc::new(wire),
     })?;
-    let node = node_config(settings, secret, &state, &devices, sockets.local_address().port())?;
+    let mut node = node_config(settings, secret, &state, &devices, sockets.local_address().port())?;
+    node.ipam = ipam::config(settings, me.short(), u64::from_be_bytes(random()?));
+    node.ipam_kept = kept;
+    let claims = if node.ipam.is_some() { Claims::load(&state) } else { Claims::none() };
+    let (shell, kept) = Shell::start(store, claims).context("the thread that writes addresses")?;
     greet(settings, secret, me, sockets.local_address());
-    let (keep, kept) = watch::channel(None);
-    let keeper = tokio::spawn(keep_saved(state, kept));
+    let (keep, saved) = watch::channel(None);
+    let keeper = tokio::spawn(keep_saved(Arc::clone(&state), saved));
     let stop = stop_on_signal()?;
     let (addresses, asks) = Addresses::new(settings, devices.orders());
     let mut errands = JoinSet::new();
@@ -154,18 +163,20 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         lookups: JoinSet::new(),
         waiting: Default::default(),
         pings: Default::default(),
+        ipam: shell,
         replies: Default::default(),
         next_token: 1,
         refilled: started,
         addresses,
         errands,
     };
-    driver.run(Sources { links, requests, notices, asks }, stop).await;
+    let end = driver.run(Sources { links, requests, notices, asks, kept }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
     if let Err(error) = keeper.await {
         error!(%error, "what is to be kept may not have been written");
     }
     drop(tasks);
+    peer::finish(end, &state, me)?;
     info!("stopped");
     Ok(())
 }
@@ -242,8 +253,7 @@ fn listen(settings: &Settings, asker: Asker) -> Result<JoinSet<()>> {
 }
 
 /// Writes the newest of what is to be kept. Owner: [`serve`]; ends when the driver is gone; only the newest waits.
-async fn keep_saved(state: StateDir, mut kept: watch::Receiver<Option<Saved>>) {
-    let state = Arc::new(state);
+async fn keep_saved(state: Arc<StateDir>, mut kept: watch::Receiver<Option<Saved>>) {
     while kept.changed().await.is_ok() {
         let Some(saved) = kept.borrow_and_update().clone() else { continue };
         let state = Arc::clone(&state);

@@ -34,6 +34,7 @@ impl Driver {
         let device = self.facts.view.device();
         problems.extend(self.facts.view.problems());
         problems.extend(self.addresses.problems());
+        problems.extend(self.ipam.claims.problems());
         if self.plane.tap_lost() {
             problems.push(Problem {
                 what: format!("the TAP device {} was deleted", device.tap),

@@ -5,6 +5,9 @@
 //! | `lock` | held while a meshd runs | – |
 //! | `identity` | seed of the peer's key, and its id as a check | refused, never overwritten |
 //! | `incarnation` | number of the last start | set aside; the clock serves |
+//! | `ipam.redb` | addresses: the room `store` | refused; `--restored` makes a new peer |
+//! | `ipam.peer` | id of the peer whose `ipam.redb` must be there | a new peer |
+//! | `claims.json` | addresses in use from an earlier identity | set aside; claimed by hand |
 //! | `saved.json` | targets and known peers ([`Saved`]) | set aside; discovery finds them again |
 //!
 //! Files are replaced whole: written beside, synced, renamed, directory synced. After a kill or a power cut there is the old one or the new one.
@@ -25,6 +28,8 @@ use tracing::{info, warn};
 
 use super::secret::unhex;
 use crate::ctl::secret::hex;
+
+mod aside;
 
 /// A state directory that is ours alone for as long as this lives.
 #[derive(Debug)]

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, NetSlice, PacketBuilder, SlicedPacket};
 use meshnet_proto::id::Mac;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
@@ -46,7 +45,7 @@ struct Asker {
 impl Asker {
     fn open(index: u32, mac: Mac) -> io::Result<Asker> {
         let socket = PacketSocket::open(index, EtherType::ARP.0)?;
-        Ok(Asker { socket: AsyncFd::with_interest(socket, Interest::READABLE)?, mac })
+        Ok(Asker { socket: socket.watched()?, mac })
     }
 
     async fn ask(&self, mut wanted: BTreeSet<Ipv4Addr>) -> io::Result<Vec<Ipv4Addr>> {

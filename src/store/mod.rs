@@ -37,8 +37,8 @@ pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 pub enum StoreError {
     /// Not what was written.
     #[error(
-        "addresses file {0} is damaged ({1}): start once with --restored if this machine's containers run, so that it becomes a new peer and claims \
-         their addresses; the addresses of the old peer come back by 'meshctl rmpeer' on another one"
+        "addresses file {0} is damaged ({1}): start once with --restored: this machine becomes a new peer; then claim the addresses of its containers by \
+         'meshctl ip claim', and bring back the others of the old peer by 'meshctl rmpeer' on another one"
     )]
     Damaged(PathBuf, String),
     /// Made by another peer.

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Sends a whole Ethernet frame out of the interface of this number, in the network namespace of the calling thread. Needs CAP_NET_RAW.
 pub fn send_frame(index: u32, frame: &[u8]) -> io::Result<()> {
@@ -33,6 +35,14 @@ impl PacketSocket {
     /// Receives one; longer ones are cut.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::net::recv(&self.socket, buffer, rustix::net::RecvFlags::DONTWAIT)?.0)
+    }
+}
+
+impl PacketSocket {
+    /// The socket, with the runtime waiting for frames. Needs a runtime.
+    pub fn watched(self) -> io::Result<AsyncFd<PacketSocket>> {
+        // SAFETY: the socket owns its descriptor until it is dropped, and always gives the same one.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }.map_err(io::Error::from)
     }
 }
 

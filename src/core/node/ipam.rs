@@ -62,11 +62,6 @@ impl Addresses {
         *tokens -= 1.0;
         *tokens >= 0.0
     }
-
-    /// Members of the address space that are not removed, with their names where known.
-    pub fn ipam_members(&self) -> Vec<(ShortId, String)> {
-        Vec::new()
-    }
 }
 
 /// Driving the machine.

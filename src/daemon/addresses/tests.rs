@@ -111,7 +111,7 @@ impl Stage {
 
     fn take(&mut self, gone: impl Fn(&(String, IpNet)) -> bool) -> Vec<IpNet> {
         let taken: Vec<(String, IpNet)> = self.there.iter().filter(|each| gone(each)).cloned().collect();
-        taken.iter().for_each(|each| drop(self.there.remove(each)));
+        self.there.retain(|each| !taken.contains(each));
         taken.into_iter().map(|(_, net)| net).collect()
     }
 

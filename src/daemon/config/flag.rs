@@ -99,7 +99,7 @@ const fn switch(name: &'static str, help: &'static str) -> Flag {
 pub const PREFIX: &str = "MESHD_";
 
 /// All of them, in the order of the help.
-pub const FLAGS: [Flag; 25] = [
+pub const FLAGS: [Flag; 26] = [
     one("name", "NAME", "the host name", "What people call this peer"),
     one("cluster", "NAME", "meshnet", "The cluster; peers of others are refused even when the secret is the same"),
     many("peer", "HOST[:PORT]", "A peer to connect to first; the rest are discovered"),
@@ -120,6 +120,10 @@ pub const FLAGS: [Flag; 25] = [
     one("profile", "default|fast", "default", "How soon a silent neighbour counts as gone: 4 s or 1 s"),
     one("workers", "auto|N", "auto", "Threads for frames, one to each queue of the TAP; auto: half the cores, 1 to 4"),
     one("state-dir", "DIR", "/var/lib/meshnet", "Identity, addresses given out, known peers"),
+    switch(
+        "restored",
+        "For one start: the state directory is an old copy (a restored snapshot). Become a new peer that claims its addresses",
+    ),
     one("socket", "PATH", "/run/meshnet/meshd.sock", "Control socket, mode 0660"),
     one("http", "ADDR:PORT|none", "127.0.0.1:6784", "Health, metrics and status; none switches it off"),
     one("log-level", "LEVEL", "info", "error, warn, info, debug or trace"),

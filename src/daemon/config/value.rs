@@ -180,7 +180,7 @@ pub enum IpamInit {
     /// These peers split it.
     Seed(Vec<String>),
     /// So many peers agree.
-    Consensus(u32),
+    Consensus(u16),
     /// Never takes part in the first split.
     Observer,
 }
