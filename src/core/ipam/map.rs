@@ -287,3 +287,6 @@ fn disjoint(spans: &[Span]) -> Vec<Span> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! Each safety rule is taken away, and must be missed.
+
+use super::*;
+
+const ALL: usize = 400;
+
+/// How many of some schedules go wrong.
+fn faults(count: u64, plan: Plan) -> Vec<String> {
+    let one = |first: u64| (first..count).step_by(2).filter_map(|seed| run(seed, plan).1).collect::<Vec<_>>();
+    let mut all = Vec::new();
+    std::thread::scope(|scope| {
+        let halves: Vec<_> = (0..2).map(|first| scope.spawn(move || one(first))).collect();
+        halves.into_iter().for_each(|half| all.extend(half.join().unwrap()));
+    });
+    all
+}
+
+/// Without end they are only broken; with it they must also come to rest.
+#[test]
+fn twenty_thousand_schedules_give_no_address_twice() {
+    let sure = faults(18_000, Plan { steps: ALL, ..Plan::default() });
+    assert!(sure.is_empty(), "{} of 18,000 go wrong, first: {}", sure.len(), sure[0]);
+    let healed = faults(2_000, Plan { steps: ALL, heal: true, ..Plan::default() });
+    assert!(healed.is_empty(), "{} of 2,000 go wrong, first: {}", healed.len(), healed[0]);
+}
+
+#[track_caller]
+fn missed(count: u64, plan: Plan) {
+    let some = faults(count, Plan { steps: ALL, ..plan });
+    assert!(!some.is_empty(), "nothing goes wrong in {count} schedules");
+}
+
+#[test]
+fn without_keeping_first() {
+    missed(300, Plan { without: Without { keep_first: true, ..Without::default() }, ..Plan::default() });
+}
+
+#[test]
+fn without_asking_the_owner() {
+    missed(50, Plan { without: Without { own_only: true, ..Without::default() }, ..Plan::default() });
+}
+
+#[test]
+fn with_the_old_name_after_the_disk_was_lost() {
+    missed(300, Plan { keep_name: true, ..Plan::default() });
+}
+
+fn answer_of(giver: usize) -> impl Fn(&Letter) -> bool {
+    move |letter| letter.from == giver && matches!(letter.message, Message::Answer { .. } | Message::State { .. })
+}
+
+/// p0 gives p1 something and dies; the gift comes after the others took all of p0's.
+fn late_gift(without: Without) -> usize {
+    let mut lab = Lab::seeds(SMALL, 3, without);
+    (0..3).for_each(|at| drop(lab.exhaust(at)));
+    let first = lab.machines[0].leases()[0].owner.clone();
+    lab.free(0, &first).unwrap();
+    lab.hold(answer_of(0));
+    let token = lab.request(1, Request::Alloc { owner: "late".into(), within: None });
+    lab.run_ms(10);
+    lab.die(0);
+    let late = std::mem::take(&mut lab.held);
+    assert!(!late.is_empty(), "p0 gave nothing");
+    lab.hold(|letter| letter.from == 2 && letter.to == 1 && matches!(letter.message, Message::State { .. }));
+    lab.remove(2, &[0], false).unwrap();
+    lab.exhaust(2);
+    for letter in late {
+        lab.arrive(letter);
+    }
+    lab.run(6);
+    drop(lab.replies.remove(&token));
+    lab.exhaust(1);
+    lab.doubled(&[1, 2]).len()
+}
+
+#[test]
+fn without_the_freeze() {
+    assert_eq!(late_gift(Without::default()), 0);
+    assert!(late_gift(Without { freeze: true, ..Without::default() }) > 0);
+}
+
+/// p0 gives p1 something while both are cut off, and dies. p1 stays cut off while the others remove p0.
+fn unheard_gift(without: Without) -> usize {
+    let mut lab = Lab::seeds(SMALL, 5, without);
+    lab.split(&[0, 1], &[2, 3, 4]);
+    lab.exhaust(1);
+    lab.alloc(1, "more").unwrap();
+    lab.die(0);
+    if lab.remove(2, &[0], false).is_ok() {
+        (2..5).for_each(|at| drop(lab.exhaust(at)));
+    }
+    lab.doubled(&[1, 2, 3, 4]).len()
+}
+
+#[test]
+fn without_every_promise() {
+    assert_eq!(unheard_gift(Without::default()), 0);
+    assert!(unheard_gift(Without { all_promise: true, ..Without::default() }) > 0);
+}
+
+/// p0 alone lets p3 in, gives it some and dies; the others, who never heard of p3, remove p0.
+fn sole_sponsor(without: Without) -> usize {
+    let mut lab = Lab::seeds(SMALL, 3, without);
+    lab.split(&[0], &[1, 2]);
+    let new = lab.add(Init::Auto, 1);
+    lab.split(&[new], &[1, 2]);
+    lab.run(10);
+    lab.exhaust(new);
+    lab.die(0);
+    lab.remove(1, &[0], false).unwrap();
+    lab.exhaust(1);
+    lab.exhaust(2);
+    lab.doubled(&[1, 2, new]).len()
+}
+
+#[test]
+fn without_a_majority_for_newcomers() {
+    assert_eq!(sole_sponsor(Without::default()), 0);
+    assert!(sole_sponsor(Without { majority: true, ..Without::default() }) > 0);
+}
+
+/// p1 and p2 let p3 in while p0 is cut off, give it some and die; p0, who never heard of p3, removes them.
+fn majority_dies(without: Without) -> usize {
+    let mut lab = Lab::seeds(SMALL, 3, without);
+    lab.split(&[0], &[1, 2]);
+    let new = lab.add(Init::Auto, 1);
+    lab.split(&[new], &[0]);
+    lab.run(10);
+    assert!(lab.owned(new) > 0, "the newcomer was let in by a majority");
+    lab.exhaust(new);
+    lab.die(1);
+    lab.die(2);
+    let _ = lab.remove(0, &[1, 2], false);
+    lab.exhaust(0);
+    lab.doubled(&[0, new]).len()
+}
+
+#[test]
+fn without_as_many_as_are_removed() {
+    assert_eq!(majority_dies(Without::default()), 0);
+    assert!(majority_dies(Without { not_fewer: true, ..Without::default() }) > 0);
+}
+
+/// p0 and p2 let p3 in; p1 and p2 let p4 in, though p1 has not heard of p3; p1 and p2 die, and p0 and p3, who have not heard of p4, remove them.
+fn two_sponsors(without: Without) -> usize {
+    let mut lab = Lab::seeds(SMALL, 3, without);
+    lab.split(&[0], &[1]);
+    let a = lab.add(Init::Auto, 1);
+    // What p1 is not told: that p3 is there.
+    lab.hold(|letter| letter.to == 1 && matches!(letter.message, Message::State { .. } | Message::Digest { .. }));
+    lab.split(&[a], &[1]);
+    lab.run(5);
+    assert_eq!(lab.standing(0, a), Some(Standing::Admitted));
+    lab.hold(move |letter| {
+        matches!(letter.message, Message::State { .. } | Message::Digest { .. } | Message::Promise { .. })
+            && (letter.to == 1 || letter.from == 2)
+    });
+    let b = lab.add(Init::Auto, 1);
+    lab.split(&[b], &[0, 2, a]);
+    // The newcomer is shown the space by p1 alone.
+    lab.run(15);
+    lab.exhaust(b);
+    let given = lab.machines[b].leases().len();
+    lab.die(1);
+    lab.die(2);
+    let removed = lab.remove(0, &[1, 2], false);
+    lab.exhaust(0);
+    lab.exhaust(a);
+    if without.contained_views {
+        assert!(given > 0, "p4 was let in: {:?}", lab.ready(b));
+        assert!(removed.is_ok(), "{removed:?}");
+    }
+    lab.doubled(&[0, a, b]).len()
+}
+
+#[test]
+fn without_views_that_contain_each_other() {
+    assert_eq!(two_sponsors(Without::default()), 0);
+    assert!(two_sponsors(Without { contained_views: true, ..Without::default() }) > 0);
+}
+
+/// p0 is cut off and removed though it lives; it comes back.
+fn undead(without: Without) -> (usize, usize) {
+    let mut lab = Lab::seeds(SMALL, 3, without);
+    lab.split(&[0], &[1, 2]);
+    lab.remove(1, &[0], false).unwrap();
+    lab.exhaust(1);
+    lab.heal();
+    lab.run(15);
+    let before = lab.machines[0].leases().len();
+    for n in 0..6 {
+        drop(lab.alloc(0, &format!("back{n}")));
+    }
+    (lab.machines[0].leases().len() - before, lab.outputs.iter().filter(|(at, o)| *at == 0 && *o == Output::Removed).count())
+}
+
+#[test]
+fn without_the_fence() {
+    assert_eq!(undead(Without::default()), (0, 1));
+    assert!(undead(Without { fence: true, ..Without::default() }).0 > 0);
+}
