@@ -42,6 +42,7 @@ pub struct Host {
     /// The name of its cluster's secret: others refuse another.
     pub secret: u32,
     pub(super) timer: Option<Time>,
+    pub(super) refilled: Time,
     id: PeerId,
     joiner: Joiner,
 }
@@ -94,6 +95,7 @@ impl Host {
             published: 0,
             secret: 0,
             timer: None,
+            refilled: Time::ZERO,
             id: PeerId::default(),
             joiner: Joiner::default(),
         }
