@@ -33,7 +33,7 @@ use crate::gossip::Gossip;
 use crate::peer::link::Links;
 use crate::peer::path::TICK;
 use crate::peer::targets::Dials;
-use crate::route::{Pace, Routes};
+use crate::route::{FloodTrees, Pace, Routes};
 use crate::time::Time;
 use crate::topology::own::{Origin, Originator};
 use crate::topology::{Graph, Topology};
@@ -66,10 +66,14 @@ pub struct Node {
     topology: Topology,
     gossip: Gossip,
     graph: Graph,
+    /// Of the graph.
+    trees: FloodTrees,
     routes: Routes,
     pace: Pace,
     /// Of the topology when the graph was made.
     revision: u64,
+    /// Likewise, of costs.
+    costs: u64,
     /// Usable direct paths changed: routes are computed at once.
     paths_changed: bool,
     /// Live links changed: the own record may.
@@ -160,7 +164,9 @@ impl Node {
             gossip: Gossip::new(now, me, rng.next_u64()),
             routes: Routes::default(),
             pace: Pace::default(),
+            trees: FloodTrees::default(),
             revision: 0,
+            costs: 0,
             paths_changed: false,
             links_changed: false,
             next_spread: Time::ZERO,
@@ -306,6 +312,7 @@ impl Node {
             self.origin.set_links(now, &links);
         }
         let before = self.origin.version().incarnation;
+        self.origin.set_mesh_size(self.topology.len());
         if let Some(record) = self.origin.poll(now) {
             match self.config.identity.sign_record(&record) {
                 Ok(admitted) => {

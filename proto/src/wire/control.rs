@@ -169,7 +169,7 @@ impl Control {
     pub fn emit(&self) -> Result<Vec<u8>, CodecError> {
         let body = match self {
             Control::Hello(hello) => codec::encode(hello)?,
-            Control::Records(records) => codec::encode(records)?,
+            Control::Records(records) => codec::encode_blocks(records)?,
             Control::Digest(hash) => codec::encode(hash)?,
             Control::Buckets(hashes) => codec::encode(hashes)?,
             Control::Keys { buckets, keys } => codec::encode(&(buckets, keys))?,
@@ -198,7 +198,7 @@ impl Control {
         let message = match u16::from_be_bytes(*kind) {
             1 => Control::Hello(parse_hello(body)?),
             2 => {
-                let records: Vec<Vec<u8>> = codec::decode_vec(body, limits::RECORDS_PER_MESSAGE_MAX)?;
+                let records = codec::decode_blocks(body, limits::RECORDS_PER_MESSAGE_MAX)?;
                 records.iter().try_for_each(|record| bounded(record.len(), limits::RECORD_MAX_BYTES))?;
                 Control::Records(records)
             }

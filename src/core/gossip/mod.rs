@@ -219,6 +219,11 @@ impl Gossip {
             heard.excess = heard.excess.saturating_add(1);
             return;
         }
+        if let Some(peer) = topology.holds(bytes) {
+            state.records.remove(&peer);
+            self.counters.records_redundant += 1;
+            return;
+        }
         let Ok((signed, record)) = SignedRecord::parse(bytes) else {
             heard.bad = heard.bad.saturating_add(1);
             return;

@@ -390,14 +390,15 @@ impl Node {
         self.take_actions(now, slot, actions);
     }
 
-    /// The links that count in the topology: direct, up, alive, with their round trips.
+    /// The links that count in the topology: direct, up, alive, with their round trips. One whose first probe is under way waits for that, or its cost
+    /// would have to be told to the whole mesh a second time.
     pub(super) fn live_links(&self) -> std::collections::BTreeMap<meshnet_proto::ShortId, std::time::Duration> {
         let alive = |slot: &PeerSlot| self.peers.get(*slot).filter(|peer| peer.path.alive());
         self.peers
             .active
             .iter()
             .filter_map(alive)
-            .map(|peer| (peer.id.short(), peer.path.rtt().unwrap_or_default()))
+            .filter_map(|peer| Some((peer.id.short(), peer.path.rtt()?)))
             .collect()
     }
 }

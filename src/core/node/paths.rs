@@ -9,12 +9,13 @@ use meshnet_proto::wire::data::{
     INNER_BYTES, Inner, InnerKind, OUTER_BYTES, PROBE_BYTES, Probe, Relay, Route, TAG_BYTES,
 };
 
+use super::peers::Peer;
 use super::{Level, Node, Output, Ping};
 use crate::fib::{Path, PeerSlot};
 use crate::peer::path::{Action, Answer};
 use crate::peer::targets::Errand;
 use crate::peer::virtual_address;
-use crate::route::{self, RouteInput, Way};
+use crate::route::{self, FloodTrees, PeerRoute, RouteInput, Way};
 use crate::time::Time;
 use crate::topology::own::cost_of;
 
@@ -69,9 +70,14 @@ impl Node {
     }
 
     pub(super) fn on_usable_changed(&mut self, peer: PeerId) {
-        self.paths_changed = true;
-        self.publisher.changed();
         let usable = self.peers.of(&peer).is_some_and(|peer| peer.path.usable().is_some());
+        // A path that is lost is gone round at once. A new one makes ways better: links that come up together in a large mesh are reckoned together.
+        if usable && self.topology.len() > SMALL_MESH {
+            self.pace.changed();
+        } else {
+            self.paths_changed = true;
+        }
+        self.publisher.changed();
         self.event(
             Level::Debug,
             if usable { "direct path usable" } else { "direct path not usable" },
@@ -204,8 +210,11 @@ impl Node {
 
     /// The way that frames to this peer take.
     pub(super) fn path_to(&self, slot: PeerSlot) -> Path {
-        let Some(peer) = self.peers.get(slot) else { return Path::None };
-        let best = self.routes.get(&peer.id).and_then(|route| route.best);
+        self.peers.get(slot).map_or(Path::None, |peer| self.path_of(peer, self.routes.get(&peer.id)))
+    }
+
+    pub(super) fn path_of(&self, peer: &Peer, route: Option<&PeerRoute>) -> Path {
+        let best = route.and_then(|route| route.best);
         let relayed = best
             .filter(|way| !way.is_direct())
             .and_then(|way| Some(Path::Relayed { first: self.peers.slot(&way.first())?, route: way.route()? }));
@@ -217,15 +226,20 @@ impl Node {
     pub(super) fn reroute(&mut self, now: Time) {
         if self.topology.revision() != self.revision {
             self.pace.changed();
+        } else if self.topology.costs() != self.costs {
+            self.pace.changed_costs();
         }
         let due = self.pace.due(now, self.topology.len());
         if !due && !std::mem::take(&mut self.paths_changed) {
             return;
         }
         self.paths_changed = false;
-        if self.revision != self.topology.revision() && (due || self.topology.len() <= SMALL_MESH) {
-            self.revision = self.topology.revision();
+        let held = (self.revision, self.costs);
+        let newest = (self.topology.revision(), self.topology.costs());
+        if held != newest && (due || self.topology.len() <= SMALL_MESH) {
+            (self.revision, self.costs) = newest;
             self.graph = self.topology.graph();
+            self.trees = FloodTrees::compute(&self.graph, self.me);
             let reckoned = self.topology.reckon(now, &self.graph);
             for peer in &reckoned.appeared {
                 self.on_appeared(now, *peer);
@@ -235,7 +249,7 @@ impl Node {
             }
         }
         let direct = self.direct_costs();
-        let routes = route::compute(&RouteInput { me: self.me, graph: &self.graph, direct: &direct });
+        let routes = route::compute(&RouteInput { me: self.me, graph: &self.graph, direct: &direct }, &self.trees);
         self.routes = routes;
         self.avoid_silent_relays(now, &direct);
         for route in &self.routes.peers {
@@ -245,20 +259,20 @@ impl Node {
         }
         self.use_relays(now);
         self.seek_neighbours(now);
-        self.publisher.changed();
+        self.publisher.hurry();
     }
 
     fn direct_costs(&self) -> BTreeMap<PeerId, u16> {
         let ready = |slot: PeerSlot| self.sessions.of(slot).is_some();
         let usable =
             |slot: &PeerSlot| self.peers.get(*slot).filter(|peer| peer.path.usable().is_some() && ready(*slot));
-        let cost = |peer: &super::peers::Peer| cost_of(peer.path.rtt().unwrap_or(RTT_GUESS));
+        let cost = |peer: &Peer| cost_of(peer.path.rtt().unwrap_or(RTT_GUESS));
         self.peers.active.iter().filter_map(usable).map(|peer| (peer.id, cost(peer))).collect()
     }
 
     /// Gives peers whose first relay was silent a way through another one, when there is one.
     fn avoid_silent_relays(&mut self, now: Time, direct: &BTreeMap<PeerId, u16>) {
-        let avoided = |peer: &super::peers::Peer| peer.avoided.iter().any(|(_, until)| *until > now);
+        let avoided = |peer: &Peer| peer.avoided.iter().any(|(_, until)| *until > now);
         let slots: Vec<PeerSlot> = self.peers.active.iter().copied().collect();
         let silent = slots
             .into_iter()
@@ -270,7 +284,7 @@ impl Node {
             let mut fewer = direct.clone();
             fewer.retain(|id, _| !peer.avoided.iter().any(|(first, until)| first == id && *until > now));
             let input = RouteInput { me: self.me, graph: &self.graph, direct: &fewer };
-            let way = route::compute(&input).get(&peer.id).and_then(|route| route.best);
+            let way = route::compute(&input, &self.trees).get(&peer.id).and_then(|route| route.best);
             better.extend(way.map(|way| (peer.id, way)));
         }
         for (id, way) in better {

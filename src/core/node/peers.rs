@@ -160,6 +160,11 @@ impl Peers {
         self.slots.iter().enumerate().map(|(at, peer)| (PeerSlot(at as u32), peer))
     }
 
+    /// All that have a slot, by ascending id.
+    pub fn by_id(&self) -> impl Iterator<Item = (PeerId, PeerSlot, &Peer)> {
+        self.by_id.iter().filter_map(|(id, slot)| Some((*id, *slot, self.get(*slot)?)))
+    }
+
     pub fn len(&self) -> usize {
         self.slots.len()
     }
@@ -177,7 +182,9 @@ impl Peers {
     pub fn refill_storm(&self, tokens: i64, most: i64) {
         for peer in &self.slots {
             refill(&peer.storm, tokens, most);
-            peer.traffic.punted.store(0, Relaxed);
+            if peer.traffic.punted.load(Relaxed) != 0 {
+                peer.traffic.punted.store(0, Relaxed);
+            }
         }
     }
 }

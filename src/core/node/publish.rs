@@ -16,12 +16,18 @@ use crate::time::Time;
 pub(super) struct Publisher {
     epoch: u64,
     due: bool,
+    /// It is for frames that go astray until then.
+    urgent: bool,
+    /// How many peers the last one had: a large one takes long.
+    peers: usize,
     last: Option<Time>,
     /// Floods go over every link until then.
     flood_all_until: Option<Time>,
     pub own_flood: Arc<OwnFlood>,
     pub owners: Arc<Owners>,
     owed: Duration,
+    /// Addresses in records, ascending, and the state of the table they are of.
+    told: (Option<u64>, Vec<IpAddr>),
 }
 
 impl Publisher {
@@ -29,11 +35,14 @@ impl Publisher {
         Publisher {
             epoch: 0,
             due: true,
+            urgent: false,
+            peers: 0,
             last: None,
             flood_all_until: None,
             own_flood: Arc::default(),
             owners: Arc::default(),
             owed: Duration::ZERO,
+            told: (None, Vec::new()),
         }
     }
 
@@ -42,18 +51,26 @@ impl Publisher {
         self.due = true;
     }
 
+    /// The way that frames take changed: what happens in a large mesh all the time waits, this does not.
+    pub fn hurry(&mut self) {
+        self.due = true;
+        self.urgent = true;
+    }
+
     pub fn is_due(&self) -> bool {
         self.due
     }
 
     /// The trees of peers may differ for a while.
     pub fn flood_everywhere(&mut self, now: Time) {
+        self.due |= self.flood_all_until.is_none();
         self.flood_all_until = Some(now + FLOOD_ALL);
-        self.due = true;
     }
 
     pub fn deadline(&self) -> Time {
-        let paced = self.last.map_or(Time::ZERO, |last| last + PUBLISH_EVERY);
+        let more = PUBLISH_EVERY_PEER.saturating_mul(u32::try_from(self.peers).unwrap_or(u32::MAX));
+        let every = if self.urgent { PUBLISH_EVERY } else { PUBLISH_EVERY.max(more) };
+        let paced = self.last.map_or(Time::ZERO, |last| last + every);
         let due = if self.due { paced } else { Time::NEVER };
         due.min(self.flood_all_until.unwrap_or(Time::NEVER))
     }
@@ -72,9 +89,12 @@ impl Node {
 
     pub(super) fn publish(&mut self, now: Time) {
         self.publisher.due = false;
+        self.publisher.urgent = false;
+        self.publisher.peers = self.peers.len();
         self.publisher.last = Some(now);
         self.publisher.epoch += 1;
         self.compile_owners();
+        self.note_told();
         let fib = self.compile();
         self.outputs.push_back(Output::Publish(Arc::new(fib)));
     }
@@ -84,32 +104,29 @@ impl Node {
         let to_slots = |peers: &[meshnet_proto::PeerId]| -> Vec<PeerSlot> {
             peers.iter().filter_map(|peer| self.peers.slot(peer)).collect()
         };
-        let mut by_short: Vec<_> =
-            self.peers.iter().filter(|(_, peer)| !peer.released).map(|(slot, peer)| (peer.id.short(), slot)).collect();
-        by_short.sort_unstable();
-        let peers: Vec<Option<FibPeer>> = self
-            .peers
-            .iter()
-            .map(|(slot, peer)| {
-                if peer.released {
-                    return None;
-                }
-                let session = chosen.get(&slot).map(|held| held.session.clone());
-                let flood_on = self.routes.get(&peer.id).map(|route| to_slots(&route.flood_on)).unwrap_or_default();
-                Some(FibPeer {
-                    id: peer.id,
-                    direct: peer.path.usable().filter(|_| session.is_some()),
-                    session,
-                    path: self.path_to(slot),
-                    flood_on,
-                    incarnation: peer.incarnation as u16,
-                    flood_window: peer.flood_window.clone(),
-                    storm: peer.storm.clone(),
-                    traffic: peer.traffic.clone(),
-                    datagram_max: usize::from(self.config.mtu) + DATAGRAM_OVER_MTU,
-                })
-            })
-            .collect();
+        let mut by_short = Vec::with_capacity(self.peers.len());
+        let mut peers: Vec<Option<FibPeer>> = vec![None; self.peers.len()];
+        // Peers and routes are both in order of id, which is that of short ids.
+        let mut routes = self.routes.peers.iter().peekable();
+        for (id, slot, peer) in self.peers.by_id() {
+            by_short.push((id.short(), slot));
+            while routes.next_if(|route| route.id < id).is_some() {}
+            let route = routes.next_if(|route| route.id == id);
+            let session = chosen.get(&slot).map(|held| held.session.clone());
+            let Some(place) = peers.get_mut(slot.0 as usize) else { continue };
+            *place = Some(FibPeer {
+                id,
+                direct: peer.path.usable().filter(|_| session.is_some()),
+                session,
+                path: self.path_of(peer, route),
+                flood_on: route.map(|route| to_slots(&route.flood_on)).unwrap_or_default(),
+                incarnation: peer.incarnation as u16,
+                flood_window: peer.flood_window.clone(),
+                storm: peer.storm.clone(),
+                traffic: peer.traffic.clone(),
+                datagram_max: usize::from(self.config.mtu) + DATAGRAM_OVER_MTU,
+            });
+        }
         let is_neighbour = |peer: &Option<FibPeer>| peer.as_ref().is_some_and(|peer| peer.direct.is_some());
         let neighbours: Vec<PeerSlot> =
             self.peers.iter().zip(&peers).filter(|(_, peer)| is_neighbour(peer)).map(|((slot, _), _)| slot).collect();
@@ -139,11 +156,25 @@ impl Node {
         }
     }
 
+    /// By records, which are many and seldom change, and by what is known here.
     fn underlay(&self) -> Vec<IpAddr> {
-        let mut all: BTreeSet<IpAddr> = self.addresses.iter().map(|address| address.ip()).collect();
-        all.extend(self.topology.entries().flat_map(|(_, entry)| entry.record().endpoints.iter().map(|e| e.ip())));
-        all.extend(self.peers.iter().filter_map(|(_, peer)| peer.path.address()).map(|address| address.ip()));
-        all.into_iter().collect()
+        let mut all = self.publisher.told.1.clone();
+        let paths = self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)?.path.address());
+        for address in self.addresses.iter().copied().chain(paths).map(|address| address.ip()) {
+            if let Err(at) = all.binary_search(&address) {
+                all.insert(at, address);
+            }
+        }
+        all
+    }
+
+    fn note_told(&mut self) {
+        let revision = Some(self.topology.addresses());
+        if self.publisher.told.0 != revision {
+            let told = self.topology.entries().flat_map(|(_, entry)| &entry.record().endpoints);
+            let told: BTreeSet<IpAddr> = told.map(|address| address.ip()).collect();
+            self.publisher.told = (revision, told.into_iter().collect());
+        }
     }
 
     pub(super) fn refill_budgets(&mut self, elapsed: Duration) {
@@ -165,6 +196,8 @@ impl Node {
 const FLOOD_ALL: Duration = Duration::from_secs(2);
 /// Snapshots are at most this frequent, but for those that a message waits for.
 const PUBLISH_EVERY: Duration = Duration::from_millis(20);
+/// For each peer, while nothing is urgent: compiling a thousand peers takes a good part of a millisecond, and stays under 1 % of a core.
+const PUBLISH_EVERY_PEER: Duration = Duration::from_micros(200);
 /// A sealed datagram on the direct path may be longer than the overlay's MTU by this: 190 bytes of all headers, less IPv6 and UDP.
 const DATAGRAM_OVER_MTU: usize = 142;
 /// Time that a late tick may make good.

@@ -20,7 +20,7 @@ mod ways;
 use std::collections::BTreeMap;
 
 use meshnet_proto::wire::data::Route;
-use meshnet_proto::{PeerId, ShortId, limits};
+use meshnet_proto::{PeerId, limits};
 
 use crate::topology::Graph;
 pub use flood::FloodTrees;
@@ -66,8 +66,8 @@ impl Way {
 
     /// The way as it stands in a relay header; none when direct.
     pub fn route(&self) -> Option<Route> {
-        let shorts: Vec<ShortId> = self.hops().iter().map(PeerId::short).collect();
-        Route::new(&shorts)
+        let shorts = self.hops.map(|hop| hop.short());
+        Route::new(shorts.get(..usize::from(self.count))?)
     }
 }
 
@@ -102,13 +102,13 @@ impl Routes {
     }
 }
 
-/// Computes everything anew: about a millisecond for a thousand peers of degree 8.
-pub fn compute(input: &RouteInput) -> Routes {
+/// Computes everything anew: about a millisecond for a thousand peers of degree 8. `trees` are those of the same graph and peer, which cost more than
+/// the rest: kept while only direct paths change.
+pub fn compute(input: &RouteInput, trees: &FloodTrees) -> Routes {
     let graph = input.graph;
     let me = graph.index(&input.me);
     let hops = me.map(|me| graph.hops(me)).unwrap_or_default();
     let ways = ways::Ways::compute(input);
-    let trees = FloodTrees::compute(graph, input.me);
     let ids_of = |indices: &[u32]| indices.iter().filter_map(|index| graph.id(*index)).collect::<Vec<_>>();
 
     let mut peers = Vec::with_capacity(graph.len() + input.direct.len());

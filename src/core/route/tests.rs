@@ -22,7 +22,7 @@ fn live(graph: &Graph, me: u32) -> BTreeMap<PeerId, u16> {
 }
 
 fn routes(graph: &Graph, me: u32) -> Routes {
-    compute(&RouteInput { me: id(me), graph, direct: &live(graph, me) })
+    compute(&RouteInput { me: id(me), graph, direct: &live(graph, me) }, &FloodTrees::compute(graph, id(me)))
 }
 
 /// Every simple way of at most four hops, by trying all.
@@ -231,7 +231,8 @@ fn small_topologies() {
 fn a_dead_direct_link_is_not_used_whatever_the_graph_says() {
     let graph = graph(&[true; 3], &[(0, 1, 10), (1, 2, 10), (0, 2, 10)]);
     let direct = BTreeMap::from([(id(1), 10)]);
-    let routes = compute(&RouteInput { me: id(0), graph: &graph, direct: &direct });
+    let routes =
+        compute(&RouteInput { me: id(0), graph: &graph, direct: &direct }, &FloodTrees::compute(&graph, id(0)));
     assert_eq!(routes.get(&id(2)).unwrap().best.unwrap().hops(), [id(1), id(2)]);
     assert_eq!(routes.get(&id(1)).unwrap().alternate, None);
 }
@@ -239,7 +240,7 @@ fn a_dead_direct_link_is_not_used_whatever_the_graph_says() {
 #[test]
 fn a_link_serves_before_any_record_is_here() {
     let direct = BTreeMap::from([(id(7), 10)]);
-    let routes = compute(&RouteInput { me: id(0), graph: &Graph::default(), direct: &direct });
+    let routes = compute(&RouteInput { me: id(0), graph: &Graph::default(), direct: &direct }, &FloodTrees::default());
     assert_eq!(routes.flood_out, [id(7)]);
     let route = routes.get(&id(7)).unwrap();
     assert_eq!((route.hops, route.best.unwrap().is_direct()), (Some(1), true));
@@ -252,7 +253,8 @@ fn a_thousand_peers_are_computed_quickly() {
     let direct = live(&graph, 0);
     let started = Instant::now();
     for _ in 0..10 {
-        let routes = compute(&RouteInput { me: id(0), graph: &graph, direct: &direct });
+        let routes =
+            compute(&RouteInput { me: id(0), graph: &graph, direct: &direct }, &FloodTrees::compute(&graph, id(0)));
         assert!(routes.peers.iter().all(|route| route.hops.is_some()));
     }
     let each = started.elapsed() / 10;

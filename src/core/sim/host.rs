@@ -47,6 +47,7 @@ pub struct Host {
     /// The name of its cluster's secret: others refuse another.
     pub secret: u32,
     pub(super) timer: Option<Time>,
+    pub(super) refilled: Time,
     id: PeerId,
     joiner: Joiner,
 }
@@ -101,6 +102,7 @@ impl Host {
             published: 0,
             secret: 0,
             timer: None,
+            refilled: Time::ZERO,
             id: PeerId::default(),
             joiner: Joiner::default(),
         }

@@ -18,6 +18,7 @@ use meshnet_proto::wire::record::{COST_LAST_RESORT, Record, RecordLink, Version}
 use meshnet_proto::{ShortId, limits};
 
 use crate::time::Time;
+use crate::topology::digest::mix;
 
 /// What never changes while the process lives, and how to begin.
 #[derive(Debug, Clone)]
@@ -48,6 +49,7 @@ pub struct Originator {
     last: Option<Time>,
     step: usize,
     refresh: Duration,
+    large: bool,
     rivals: BTreeMap<u64, Rival>,
 }
 
@@ -110,6 +112,7 @@ impl Originator {
             last: None,
             step: 0,
             refresh: REFRESH,
+            large: false,
             rivals: BTreeMap::new(),
         }
     }
@@ -208,6 +211,7 @@ impl Originator {
 
     /// How many peers there are: in a large mesh the record is refreshed more seldom, so that idle cost does not grow with it.
     pub fn set_mesh_size(&mut self, peers: usize) {
+        self.large = peers > FEW_PEERS;
         self.refresh = REFRESH.max(REFRESH_EACH.saturating_mul(u32::try_from(peers).unwrap_or(u32::MAX)));
     }
 
@@ -272,7 +276,7 @@ impl Originator {
         let told = if self.dirty.is_some() {
             self.earliest()
         } else {
-            self.last.map_or(Time::ZERO, |last| last + self.refresh)
+            self.last.map_or(Time::ZERO, |last| last + self.refresh_after())
         };
         self.links.values().map(|link| link.deadline()).fold(told, Time::min)
     }
@@ -291,7 +295,7 @@ impl Originator {
 
     /// The next record, when there is something to say and the time has come. Sign it, merge it, tell it.
     pub fn poll(&mut self, now: Time) -> Option<Record> {
-        let refresh = self.last.is_none_or(|last| now >= last + self.refresh);
+        let refresh = self.last.is_none_or(|last| now >= last + self.refresh_after());
         if !refresh && (self.dirty.is_none() || now < self.earliest()) {
             return None;
         }
@@ -310,11 +314,24 @@ impl Originator {
         let clone = self.clone_seen(last).is_some();
         let interval = match self.dirty {
             _ if clone => CLONE_INTERVAL,
-            _ if last < self.started + STARTUP => BACK_OFF_FIRST,
+            _ if last < self.started + STARTUP => {
+                if self.large {
+                    BACK_OFF_LARGE
+                } else {
+                    BACK_OFF_FIRST
+                }
+            }
             Some(Urgency::Soon) => self.back_off().min(BACK_OFF_SOON),
             _ => self.back_off(),
         };
         last + interval
+    }
+
+    /// Drawn anew for each record, so that a mesh whose peers started together does not refresh together.
+    fn refresh_after(&self) -> Duration {
+        let Version { incarnation, seq } = self.record.version;
+        let drawn = mix(mix(self.record.instance ^ incarnation) ^ seq) % 256;
+        self.refresh - self.refresh / 1024 * (drawn as u32)
     }
 
     fn back_off(&self) -> Duration {
@@ -417,12 +434,17 @@ fn clip(mut text: String, limit: usize) -> String {
 
 /// A link is told up after it stayed up for this long: one that cannot is not worth a round of gossip.
 const HOLD: Duration = Duration::from_secs(2);
-/// For this long after the start, links are told at once and at the shortest interval: thirty peers started together are meshed within 5 s.
+/// For this long after the start, links are told at once and, in a mesh of few, at the shortest interval: thirty peers started together are meshed within
+/// 5 s. In a large one each record costs all peers some, and its neighbours come within a second anyhow.
 const STARTUP: Duration = Duration::from_secs(10);
+/// Up to so many peers a record more costs little.
+const FEW_PEERS: usize = 64;
 /// Shortest times between two records, by their number in a burst: OSPF's back-off of origination in small.
 const BACK_OFF: [Duration; 3] = [BACK_OFF_FIRST, BACK_OFF_SOON, Duration::from_secs(5)];
 /// After the first record of a burst.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(200);
+/// While starting in a large mesh: by then the first links have come up together.
+const BACK_OFF_LARGE: Duration = Duration::from_millis(400);
 /// After the second; and the longest that a newcomer waits to be told of.
 const BACK_OFF_SOON: Duration = Duration::from_secs(1);
 /// A burst is over when nothing was told for this long.
