@@ -2,8 +2,8 @@
 //! of the range by lease and lose them with it.
 //!
 //! ```text
-//! command ─▶ AddressCommands ─┬─ Ask ──▶ driver ─▶ node … reply      an errand for each command: it may wait for other peers
-//!                             └─ Order ─▶ keeper of the devices      (lease first, then the device; back in the other order)
+//! command ─▶ Addresses ─┬─ Ask ──▶ driver ─▶ node … reply      an errand for each command: it may wait for other peers
+//!                       └─ Order ─▶ keeper of the devices      (lease first, then the device; back in the other order)
 //! ```
 //! Errands: owned by the driver, as many as the API has connections; each ends with its answer, after [`ANSWER_TIME`] at each question. Asks: the driver takes
 //! them at once; an errand waits for it. Owners that this room gives addresses to are `netns:NAME` and `host:expose`.
@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use meshnet_core::ipam::{Answer, LeaseLine, Refusal, Request};
+use meshnet_core::ipam::{self, Answer, LeaseLine, Refusal, Request};
+use meshnet_core::node::Input;
 use meshnet_proto::api::{Command, Lease, Problem, Reply};
 use meshnet_proto::wire::ipam::Span;
 use tokio::sync::{mpsc, oneshot};
@@ -28,8 +29,10 @@ use super::backend::REQUESTS_MAX;
 use super::config::{Settings, value};
 use super::devices::{Done, Order, Orders};
 use super::driver::Driver;
-use super::ipam::Outcome;
 pub use removal::{Candidate, choose};
+
+/// What the node says to a request.
+pub type Outcome = Result<Answer, Refusal>;
 
 /// A question of an errand to the node.
 pub struct Ask {
@@ -41,7 +44,7 @@ pub struct Ask {
 
 /// The room's door; cheap to clone, each errand has one.
 #[derive(Clone)]
-pub struct AddressCommands {
+pub struct Addresses {
     range: Option<Ipv4Net>,
     asks: mpsc::Sender<Ask>,
     orders: Orders,
@@ -59,12 +62,12 @@ enum Wish {
     At(IpNet),
 }
 
-impl AddressCommands {
+impl Addresses {
     /// The door, and the end that the driver reads.
-    pub fn new(settings: &Settings, orders: Orders) -> (AddressCommands, mpsc::Receiver<Ask>) {
+    pub fn new(settings: &Settings, orders: Orders) -> (Addresses, mpsc::Receiver<Ask>) {
         let range = settings.ipam_range.and_then(v4);
         let (asks, asked) = mpsc::channel(REQUESTS_MAX);
-        (AddressCommands { range, asks, orders, turns: Arc::default(), exposing: Arc::default() }, asked)
+        (Addresses { range, asks, orders, turns: Arc::default(), exposing: Arc::default() }, asked)
     }
 
     /// What is wrong with addresses of the host.
@@ -72,7 +75,7 @@ impl AddressCommands {
         exposed::problems(&self.exposing)
     }
 
-    /// Does a command; one that removes peers comes by [`AddressCommands::remove`].
+    /// Does a command; one that removes peers comes by [`Addresses::remove`].
     pub async fn command(self, command: Command) -> Reply {
         let done = match command {
             Command::IpAlloc { id, subnet } => self.alloc(id, subnet).await,
@@ -338,6 +341,25 @@ impl AddressCommands {
 
 /// The driver's side.
 impl Driver {
+    /// Asks the node; the answer comes when it is there.
+    pub(super) fn ask_ipam(&mut self, request: Request) -> oneshot::Receiver<Outcome> {
+        let (answer, answered) = oneshot::channel();
+        self.next_token += 1;
+        let token = self.next_token;
+        self.replies.insert(token, answer);
+        self.take(Input::Ipam(ipam::Input::Request { token, request }));
+        answered
+    }
+
+    pub(super) fn do_ipam(&mut self, output: ipam::Output) {
+        if let ipam::Output::Reply { token, result } = output
+            && let Some(answer) = self.replies.remove(&token)
+        {
+            // Who asked may have given up.
+            let _ = answer.send(result);
+        }
+    }
+
     pub(super) fn on_ask(&mut self, ask: Ask) {
         let answered = self.ask_ipam(ask.request);
         self.errands.spawn(async move {

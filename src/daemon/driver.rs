@@ -24,10 +24,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::addresses::{AddressCommands, Ask, choose};
+use super::addresses::{Addresses, Ask, Outcome, choose};
 use super::backend::Request;
 use super::devices::{Devices, Notice};
-use super::ipam::Outcome;
 use super::report::Facts;
 use crate::dataplane::{Dataplane, PuntRing};
 use crate::quic::{Quic, Sent};
@@ -67,16 +66,16 @@ pub struct Driver {
     pub waiting: VecDeque<String>,
     /// Who waits for an echo.
     pub pings: BTreeMap<u64, (oneshot::Sender<Reply>, PeerId, String)>,
-    /// Who waits for an answer about addresses, by token; bounded by [`Driver::ask_ipam`].
-    pub replies: BTreeMap<u64, oneshot::Sender<Outcome>>,
-    /// The token of the next question about addresses.
-    pub next_token: u64,
     /// When the storm budgets were filled last.
     pub refilled: Instant,
     /// For commands about addresses.
-    pub address_commands: AddressCommands,
+    pub addresses: Addresses,
     /// Commands about addresses under way: bounded by the connections of the API.
     pub errands: JoinSet<()>,
+    /// Who waits for the node's answer about addresses.
+    pub replies: BTreeMap<u64, oneshot::Sender<Outcome>>,
+    /// Number of the next question about addresses.
+    pub next_token: u64,
 }
 
 /// The channels that the driver reads.
@@ -295,13 +294,13 @@ impl Driver {
             },
             Command::Rmpeer { peers, force } => match choose(&self.candidates(now), &peers, force) {
                 Ok(chosen) => {
-                    let errand = self.address_commands.clone().remove(chosen, force);
+                    let errand = self.addresses.clone().remove(chosen, force);
                     self.errands.spawn(async move { drop(answer.send(errand.await)) });
                 }
                 Err(reason) => drop(answer.send(Reply::Refused { reason })),
             },
             about_addresses => {
-                let errand = self.address_commands.clone().command(about_addresses);
+                let errand = self.addresses.clone().command(about_addresses);
                 self.errands.spawn(async move { drop(answer.send(errand.await)) });
             }
         }

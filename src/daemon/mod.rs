@@ -10,7 +10,6 @@ pub mod backend;
 pub mod config;
 pub mod devices;
 pub mod driver;
-pub mod ipam;
 pub mod report;
 pub mod secret;
 pub mod state;
@@ -44,7 +43,7 @@ use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
 use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address, virtual_peer};
 use crate::udp::UdpSockets;
 use crate::{api, telemetry};
-use addresses::AddressCommands;
+use addresses::Addresses;
 use backend::Asker;
 use config::{Profile, Settings};
 use devices::Devices;
@@ -132,10 +131,10 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let (keep, kept) = watch::channel(None);
     let keeper = tokio::spawn(keep_saved(state, kept));
     let stop = stop_on_signal()?;
-    let (address_commands, asks) = AddressCommands::new(settings, devices.orders());
+    let (addresses, asks) = Addresses::new(settings, devices.orders());
     let mut errands = JoinSet::new();
-    if address_commands.expose_later(settings.expose, devices.found()) {
-        errands.spawn(address_commands.clone().keep_exposing());
+    if addresses.expose_later(settings.expose, devices.found()) {
+        errands.spawn(addresses.clone().keep_exposing());
     }
     let driver = Driver {
         node: Node::new(node, Time::ZERO),
@@ -154,11 +153,11 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         lookups: JoinSet::new(),
         waiting: Default::default(),
         pings: Default::default(),
-        replies: Default::default(),
-        next_token: 1,
         refilled: started,
-        address_commands,
+        addresses,
         errands,
+        replies: Default::default(),
+        next_token: 0,
     };
     driver.run(Sources { links, requests, notices, asks }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.

@@ -33,7 +33,7 @@ impl Driver {
         let mut problems = self.node.problems(now);
         let device = self.facts.view.device();
         problems.extend(self.facts.view.problems());
-        problems.extend(self.address_commands.problems());
+        problems.extend(self.addresses.problems());
         if self.plane.tap_lost() {
             problems.push(Problem {
                 what: format!("the TAP device {} was deleted", device.tap),

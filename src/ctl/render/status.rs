@@ -172,9 +172,6 @@ fn figures_section(text: &mut String, style: Style, status: &Status) {
     let data = &status.data;
     text.push('\n');
     ipam::section(text, style, status);
-    if !status.ipam.shares.is_empty() {
-        text.push('\n');
-    }
     let _ = writeln!(
         text,
         "{}   out {} frames, {}   in {} frames, {}   relayed {}",

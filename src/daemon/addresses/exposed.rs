@@ -7,7 +7,7 @@ use meshnet_core::ipam::{Refusal, Request};
 use meshnet_proto::api::{Problem, Reply};
 use tracing::{info, warn};
 
-use super::{AddressCommands, Wish, cidr, is};
+use super::{Addresses, Wish, cidr, is};
 use crate::daemon::config::Expose;
 use crate::daemon::devices::{Done, Order};
 
@@ -19,7 +19,7 @@ pub(super) struct Exposing {
     why: Option<String>,
 }
 
-impl AddressCommands {
+impl Addresses {
     pub(super) async fn expose(&self, text: &str) -> Result<Reply, String> {
         let wish = self.wish(text)?;
         let _turn = self.turn(OWNER).await;

@@ -121,13 +121,13 @@ impl Stage {
 }
 
 /// Runs `body` with a door whose node and devices are `stage`.
-fn play<F: Future>(arguments: &[&str], body: impl FnOnce(AddressCommands, Shared) -> F) -> F::Output {
+fn play<F: Future>(arguments: &[&str], body: impl FnOnce(Addresses, Shared) -> F) -> F::Output {
     let all = ["meshd", "--no-secret"].iter().chain(arguments).map(Into::into).collect::<Vec<std::ffi::OsString>>();
     let Ok(config::Request::Run(settings)) = config::load(all, []) else { panic!("settings") };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (orders, mut ordered) = Orders::new();
-        let (addresses, mut asked) = AddressCommands::new(&settings, orders);
+        let (addresses, mut asked) = Addresses::new(&settings, orders);
         let stage = Shared::default();
         stage.lock().unwrap().namespaces.insert("box".into());
         let (node, devices) = (Arc::clone(&stage), Arc::clone(&stage));
