@@ -5,8 +5,8 @@
 //!                        │                             what they say goes through middle, which cannot read it
 //!                        c2
 //! ```
-//! `cargo run --release --example demo` builds what it needs, starts three real `meshd`, sends traffic from end to end, shows `meshctl status`
-//! and the topology, and takes everything away again, on Ctrl-C and on failure too.
+//! `cargo run --release --example demo` builds what it needs, starts three real `meshd` that split a range of addresses, gives each container one of its
+//! machine's share, sends traffic from end to end, shows `meshctl status` and the topology, and takes everything away again, on Ctrl-C and on failure too.
 
 #[path = "../tests/netns/lab.rs"]
 mod lab;
@@ -57,10 +57,11 @@ fn show() -> Result<(), String> {
     println!("left pings right over the underlay: {}", if left.reaches("192.168.2.2") { "reached" } else { "no way" });
 
     step("a peer on each: one secret, one address to join");
+    let range = ["--ipam-range", "10.32.0.0/12"];
     let peers = [
-        lab.meshd(left, &["--peer", "192.168.1.2"]),
-        lab.meshd(middle, &[]),
-        lab.meshd(right, &["--peer", "192.168.2.1"]),
+        lab.meshd(left, &[&range[..], &["--peer", "192.168.1.2"]].concat()),
+        lab.meshd(middle, &range),
+        lab.meshd(right, &[&range[..], &["--peer", "192.168.2.1"]].concat()),
     ];
     for peer in &peers {
         println!("meshd --name {} --secret-file …", peer.host.name);
@@ -69,18 +70,26 @@ fn show() -> Result<(), String> {
         peer.await_peers(3, Duration::from_secs(20));
     }
 
+    step("they split 10.32.0.0/12: each gives out addresses of its own share, without asking anybody");
+    for peer in &peers {
+        peer.await_status("a share of the addresses", Duration::from_secs(20), |status| {
+            status["ipam"]["owned"].as_u64().is_some_and(|owned| owned > 0)
+        });
+    }
+    print!("{}", peers[0].ctl(&["status", "ipam"]));
+
     step("a container on each machine");
     let containers = attach(&lab, &peers);
-    let [c1, _, c3] = &containers;
-    c1.await_ping("10.32.0.3", Duration::from_secs(20));
+    let [(c1, _), _, (c3, address)] = &containers;
+    c1.await_ping(address, Duration::from_secs(20));
 
     step("ping from the container on left to the one on right, through middle");
-    print!("{}", c1.run(&["ping", "-n", "-c", "3", "-i", "0.2", "10.32.0.3"]));
+    print!("{}", c1.run(&["ping", "-n", "-c", "3", "-i", "0.2", address]));
 
     step("a transfer from end to end");
     let server = c3.spawn(&["iperf3", "-s", "-1"]);
     std::thread::sleep(Duration::from_millis(300));
-    let report = c1.run(&["iperf3", "-c", "10.32.0.3", "-t", "3", "-f", "m"]);
+    let report = c1.run(&["iperf3", "-c", address, "-t", "3", "-f", "m"]);
     drop(server);
     report
         .lines()
@@ -108,11 +117,15 @@ fn show() -> Result<(), String> {
     Ok(())
 }
 
-fn attach(lab: &Lab, peers: &[Meshd; 3]) -> [Host; 3] {
+/// Containers and their addresses.
+fn attach(lab: &Lab, peers: &[Meshd; 3]) -> [(Host, String); 3] {
     std::array::from_fn(|at| {
-        let (name, address) = (format!("c{}", at + 1), format!("10.32.0.{}/12", at + 1));
-        println!("meshctl attach {name} {address}     (on {})", peers[at].host.name);
-        lab.container(&peers[at], &name, &address)
+        let name = format!("c{}", at + 1);
+        let host = lab.host(&name);
+        let said = peers[at].ctl(&["attach", &name, "auto"]);
+        println!("meshctl attach {name} auto     (on {})  {}", peers[at].host.name, said.trim());
+        let address = said.split_whitespace().last().unwrap_or_default();
+        (host, address.split('/').next().unwrap_or_default().to_owned())
     })
 }
 

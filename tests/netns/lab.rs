@@ -191,10 +191,13 @@ impl Lab {
         let socket = socket.to_owned();
         let log = self.dir.join(format!("{}.log", host.name));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("log file");
+        // What most tests have no use for is off, unless they say otherwise.
+        let off = ["--ipam-range", "--http"].into_iter().filter(|flag| !arguments.contains(flag));
         let child = Command::new("ip")
             .args(["netns", "exec", &host.name])
             .arg(program("meshd"))
-            .args(["--name", &host.name, "--ipam-range", "none", "--http", "none", "--log-level", "info"])
+            .args(["--name", &host.name, "--log-level", "info"])
+            .args(off.flat_map(|flag| [flag, "none"]))
             .arg("--state-dir")
             .arg(&state)
             .arg("--socket")
