@@ -116,8 +116,8 @@ impl Driver {
                 Some(notice) = from.notices.recv() => self.on_notice(notice),
                 Some(told) = from.kept.recv() => self.on_kept(told),
                 Some(probed) = self.addresses.probes.join_next() => {
-                    if let Ok((addresses, result)) = probed {
-                        self.on_probed(addresses, result);
+                    if let Ok(probed) = probed {
+                        self.on_probed(probed);
                     }
                 }
                 Some(answered) = self.addresses.claims.asked.join_next() => {
