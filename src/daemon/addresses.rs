@@ -23,10 +23,11 @@ use meshnet_core::ipam::{Answer, LeaseLine, Refusal, Request};
 use meshnet_proto::api::{Command, Lease, Problem, Reply};
 use meshnet_proto::wire::ipam::Span;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::backend::REQUESTS_MAX;
 use super::config::{Settings, value};
-use super::devices::{Done, Order, Orders};
+use super::devices::{Devices, Done, Order, Orders};
 use super::driver::Driver;
 use super::ipam::Outcome;
 pub use removal::{Candidate, choose};
@@ -65,6 +66,16 @@ impl Addresses {
         let range = settings.ipam_range.and_then(v4);
         let (asks, asked) = mpsc::channel(REQUESTS_MAX);
         (Addresses { range, asks, orders, turns: Arc::default(), exposing: Arc::default() }, asked)
+    }
+
+    /// The door, the end that the driver reads, and what is to be done at once: addresses of the host that were asked for.
+    pub fn start(settings: &Settings, devices: &Devices) -> (Addresses, mpsc::Receiver<Ask>, JoinSet<()>) {
+        let (addresses, asks) = Addresses::new(settings, devices.orders());
+        let mut errands = JoinSet::new();
+        if addresses.expose_later(settings.expose, devices.found()) {
+            errands.spawn(addresses.clone().keep_exposing());
+        }
+        (addresses, asks, errands)
     }
 
     /// What is wrong with addresses of the host.

@@ -126,8 +126,8 @@ impl Driver {
                 Some(_) = self.errands.join_next() => {}
                 Some(told) = from.kept.recv() => self.on_kept(told),
                 Some(probed) = self.ipam.probes.join_next() => {
-                    if let Ok((addresses, result)) = probed {
-                        self.on_probed(addresses, result);
+                    if let Ok(probed) = probed {
+                        self.on_probed(probed);
                     }
                 }
                 Some(answered) = self.ipam.claims.asked.join_next() => {

@@ -8,6 +8,7 @@
 //! ```
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -23,6 +24,7 @@ use tracing::{debug, info, warn};
 use super::claims::Claims;
 use super::config::{IpamInit, Settings};
 use super::driver::Driver;
+use super::state::StateDir;
 use crate::store::{Keeper, Store};
 
 /// What comes back to somebody who asked.
@@ -30,6 +32,9 @@ pub type Outcome = Result<Answer, Refusal>;
 
 /// What became of a write: its number, and the words of the system if it failed.
 pub type Kept = (u64, Result<(), String>);
+
+/// Addresses that were asked for on the bridge: those taken, or why nobody was asked.
+pub type Probed = (Vec<u32>, Result<Vec<u32>, String>);
 
 /// How a driver ends.
 #[derive(Debug)]
@@ -50,8 +55,8 @@ pub struct Shell {
     refused: mpsc::Sender<Kept>,
     /// The last write failed.
     failing: bool,
-    /// Questions on the bridge under way: addresses, and those taken or why nobody was asked.
-    pub(super) probes: JoinSet<(Vec<u32>, Result<Vec<u32>, String>)>,
+    /// Questions on the bridge under way.
+    pub(super) probes: JoinSet<Probed>,
     /// The last one could not be asked.
     unasked: bool,
     /// Addresses of an earlier identity to be claimed.
@@ -70,9 +75,10 @@ pub enum Fate {
 }
 
 impl Shell {
-    /// With a store to write to, if addresses are managed; and what is told of its writes.
-    pub fn start(store: Option<Store>, claims: Claims) -> std::io::Result<(Shell, mpsc::Receiver<Kept>)> {
+    /// With a store to write to, if addresses are managed, and what that identity is to claim; gives what is told of writes.
+    pub fn start(store: Option<Store>, state: &Arc<StateDir>) -> std::io::Result<(Shell, mpsc::Receiver<Kept>)> {
         let (refused, kept) = mpsc::channel(KEPT_MAX);
+        let claims = if store.is_some() { Claims::load(state) } else { Claims::none() };
         let report = refused.clone();
         // The driver may be gone at the end; then nobody waits for it.
         let start =
@@ -146,7 +152,7 @@ impl Driver {
         });
     }
 
-    pub(super) fn on_probed(&mut self, addresses: Vec<u32>, result: Result<Vec<u32>, String>) {
+    pub(super) fn on_probed(&mut self, (addresses, result): Probed) {
         match (&result, self.ipam.unasked) {
             (Err(error), false) => {
                 warn!(%error, "addresses are given out without asking on the bridge whether somebody has them");

@@ -32,7 +32,7 @@ use meshnet_core::fdb::Fdb;
 use meshnet_core::fib::Fib;
 use meshnet_core::forward::lane_node;
 use meshnet_core::identity::Identity;
-use meshnet_core::node::{Node, Saved};
+use meshnet_core::node::{self, Node, Saved};
 use meshnet_core::peer::path::Timing;
 use meshnet_core::session::Cipher;
 use meshnet_core::time::Time;
@@ -48,7 +48,6 @@ use crate::udp::UdpSockets;
 use crate::{api, telemetry};
 use addresses::Addresses;
 use backend::Asker;
-use claims::Claims;
 use config::{Profile, Settings};
 use devices::Devices;
 use driver::{Driver, Sources};
@@ -101,16 +100,14 @@ fn run(settings: &Settings) -> Result<()> {
 async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: telemetry::Recent) -> Result<()> {
     let started = Instant::now();
     let state = Arc::new(state);
-    let Peer { seed, id: me, store, kept } = peer::begin(settings, &state)?;
+    let Peer { seed, id: me, store, kept: before } = peer::begin(settings, &state)?;
     let (asker, requests) = Asker::new();
     let sockets = Arc::new(UdpSockets::bind(settings.listen, settings.workers)?);
     let tasks = listen(settings, asker)?;
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
-    let (inbox, punted) = (Arc::new(Inbox::new()), Arc::new(Notify::new()));
-    let rung = Arc::clone(&punted);
-    let punts = Arc::new(PuntRing::new(Arc::new(move || rung.notify_one())));
-    let tick = Arc::new(AtomicU32::new(0));
+    let (inbox, punted, tick) = (Arc::new(Inbox::new()), Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
+    let punts = ring(&punted);
     let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
     let plane = Dataplane::start(dataplane::Config {
         workers: settings.workers,
@@ -132,20 +129,13 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         inbox,
         transport: Arc::new(wire),
     })?;
-    let mut node = node_config(settings, secret, &state, &devices, sockets.local_address().port())?;
-    node.ipam = ipam::config(settings, me.short(), u64::from_be_bytes(random()?));
-    node.ipam_kept = kept;
-    let claims = if node.ipam.is_some() { Claims::load(&state) } else { Claims::none() };
-    let (shell, kept) = Shell::start(store, claims).context("the thread that writes addresses")?;
+    let node = node_config(settings, secret, &state, &devices, sockets.local_address().port(), before)?;
+    let (shell, kept) = Shell::start(store, &state).context("the thread that writes addresses")?;
     greet(settings, secret, me, sockets.local_address());
     let (keep, saved) = watch::channel(None);
     let keeper = tokio::spawn(keep_saved(Arc::clone(&state), saved));
     let stop = stop_on_signal()?;
-    let (addresses, asks) = Addresses::new(settings, devices.orders());
-    let mut errands = JoinSet::new();
-    if addresses.expose_later(settings.expose, devices.found()) {
-        errands.spawn(addresses.clone().keep_exposing());
-    }
+    let (addresses, asks, errands) = Addresses::start(settings, &devices);
     let driver = Driver {
         node: Node::new(node, Time::ZERO),
         started,
@@ -187,10 +177,18 @@ fn node_config(
     state: &StateDir,
     devices: &Devices,
     port: u16,
-) -> Result<meshnet_core::node::Config> {
+    before: Vec<(Vec<u8>, Vec<u8>)>,
+) -> Result<node::Config> {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let identity = Identity::from_seed(state.identity()?);
-    let mut node = meshnet_core::node::Config::new(identity, settings.name.clone());
+    let ipam = ipam::config(settings, identity.id().short(), u64::from_be_bytes(random()?));
+    if let Some(ipam) = &ipam {
+        let path = settings.state_dir.join("ipam.redb");
+        let wrong = |error| anyhow!("{}: {error}", path.display());
+        meshnet_core::ipam::Ipam::new(Time::ZERO, ipam.clone(), &before).map_err(wrong)?;
+    }
+    let mut node = node::Config::new(identity, settings.name.clone());
+    node.ipam_kept = before;
     node.cluster.clone_from(&settings.cluster);
     node.incarnation = state.next_incarnation(unix)?;
     node.instance = u64::from_be_bytes(random()?);
@@ -204,6 +202,7 @@ fn node_config(
     node.ciphers = ciphers();
     node.mtu = devices.mtu();
     node.port = port;
+    node.ipam = ipam;
     node.timing = match settings.profile {
         Profile::Default => Timing::DEFAULT,
         Profile::Fast => Timing::FAST,
@@ -217,6 +216,12 @@ fn greet(settings: &Settings, secret: &Secret, me: PeerId, listen: SocketAddr) {
     if secret.is_public() {
         warn!("--no-secret: anyone who reaches the port may join this mesh and read what it carries");
     }
+}
+
+/// What the workers hand over to the driver.
+fn ring(punted: &Arc<Notify>) -> Arc<PuntRing> {
+    let rung = Arc::clone(punted);
+    Arc::new(PuntRing::new(Arc::new(move || rung.notify_one())))
 }
 
 /// Where the workers put QUIC datagrams: emptied into the inbox of the links at each wake.

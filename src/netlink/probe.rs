@@ -6,12 +6,11 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, NetSlice, PacketBuilder, SlicedPacket};
 use meshnet_proto::id::Mac;
-use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, timeout_at};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Error, Netlink};
 use crate::sys::packet::PacketSocket;
@@ -28,47 +27,44 @@ impl Netlink {
             }
         }
         let mac = link.mac.unwrap_or(Mac([0; 6]));
-        let asker = Asker::open(link.index, mac).map_err(|why| Error::io(doing(), why))?;
-        for batch in addresses.chunks(BATCH) {
-            let batch = batch.iter().copied().filter(|address| !taken.contains(address)).collect();
-            taken.extend(asker.ask(batch).await.map_err(|why| Error::io(doing(), why))?);
-        }
+        // Opened here, in the namespace of this thread.
+        let socket = PacketSocket::open(link.index, EtherType::ARP.0).map_err(|why| Error::io(doing(), why))?;
+        let wanted: Vec<Ipv4Addr> = addresses.iter().copied().filter(|address| !taken.contains(address)).collect();
+        let asked = tokio::task::spawn_blocking(move || {
+            wanted.chunks(BATCH).map(|batch| ask(&socket, mac, batch.iter().copied().collect())).collect()
+        });
+        let found: io::Result<Vec<_>> = asked.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        taken.extend(found.map_err(|why| Error::io(doing(), why))?.into_iter().flatten());
         Ok(taken.into_iter().collect())
     }
 }
 
-struct Asker {
-    socket: AsyncFd<PacketSocket>,
-    mac: Mac,
-}
-
-impl Asker {
-    fn open(index: u32, mac: Mac) -> io::Result<Asker> {
-        let socket = PacketSocket::open(index, EtherType::ARP.0)?;
-        Ok(Asker { socket: socket.watched()?, mac })
+/// Those of the wanted that are spoken for. Takes [`WAIT`] at most.
+fn ask(socket: &PacketSocket, mac: Mac, mut wanted: BTreeSet<Ipv4Addr>) -> io::Result<Vec<Ipv4Addr>> {
+    let until = Instant::now() + WAIT;
+    for address in &wanted {
+        socket.send(&probe(mac, *address))?;
     }
-
-    async fn ask(&self, mut wanted: BTreeSet<Ipv4Addr>) -> io::Result<Vec<Ipv4Addr>> {
-        let until = Instant::now() + WAIT;
-        for address in &wanted {
-            self.socket.get_ref().send(&probe(self.mac, *address))?;
+    let mut taken = Vec::new();
+    let mut buffer = [0; FRAME_BYTES];
+    while !wanted.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        let limit = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+        let ready = poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&limit))?;
+        // A bridge full of other ARP must not hold this up.
+        if ready == 0 || left.is_zero() {
+            break;
         }
-        let mut taken = Vec::new();
-        let mut buffer = [0; FRAME_BYTES];
-        while !wanted.is_empty() {
-            let Ok(ready) = timeout_at(until, self.socket.readable()).await else { break };
-            let Ok(received) = ready?.try_io(|socket| socket.get_ref().receive(&mut buffer)) else { continue };
-            let frame = buffer.get(..received?).unwrap_or_default();
-            if let Some(address) = spoken_for(frame, self.mac).filter(|address| wanted.remove(address)) {
-                taken.push(address);
-            }
-            // A bridge full of other ARP must not hold this up.
-            if Instant::now() >= until {
-                break;
-            }
+        let frame = match socket.receive(&mut buffer) {
+            Ok(received) => buffer.get(..received).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        if let Some(address) = spoken_for(frame, mac).filter(|address| wanted.remove(address)) {
+            taken.push(address);
         }
-        Ok(taken)
     }
+    Ok(taken)
 }
 
 /// "Who has this?", of nobody: a probe changes no cache.

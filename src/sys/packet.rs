@@ -1,13 +1,11 @@
 //! Packet sockets (packet(7)): frames out of an interface and into one, past the IP stack.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Sends a whole Ethernet frame out of the interface of this number, in the network namespace of the calling thread. Needs CAP_NET_RAW.
 pub fn send_frame(index: u32, frame: &[u8]) -> io::Result<()> {
-    send(socket(0)?.as_fd(), &address(index, 0)?, frame)
+    send(socket()?.as_fd(), &address(index, 0)?, frame)
 }
 
 /// A socket on one interface, for whole frames of one EtherType. Never blocks.
@@ -21,7 +19,7 @@ impl PacketSocket {
     /// On the interface of this number, in the network namespace of the calling thread. Needs CAP_NET_RAW.
     pub fn open(index: u32, ethertype: u16) -> io::Result<PacketSocket> {
         // Bound before it hears anything: with protocol 0 it would get frames of all interfaces until then.
-        let (socket, to) = (socket(0)?, address(index, ethertype)?);
+        let (socket, to) = (socket()?, address(index, ethertype)?);
         // SAFETY: the address lives until the call is over, and its length is given.
         let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const to).cast(), ADDRESS_BYTES) };
         if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(PacketSocket { socket, to }) }
@@ -38,30 +36,16 @@ impl PacketSocket {
     }
 }
 
-impl PacketSocket {
-    /// The socket, with the runtime waiting for frames. Needs a runtime.
-    pub fn watched(self) -> io::Result<AsyncFd<PacketSocket>> {
-        // SAFETY: the socket owns its descriptor until it is dropped, and always gives the same one.
-        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }.map_err(io::Error::from)
-    }
-}
-
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl AsRawFd for PacketSocket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-fn socket(protocol: libc::c_int) -> io::Result<OwnedFd> {
+fn socket() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket() takes plain numbers.
-    let socket = unsafe { libc::socket(libc::AF_PACKET, kind, protocol) };
+    let socket = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -111,7 +95,7 @@ mod tests {
                 crate::sys::lab::ip("link add one type veth peer name two");
                 crate::sys::lab::ip("link set one up");
                 crate::sys::lab::ip("link set two up");
-                let index = |name: &str| rustix::net::netdevice::name_to_index(socket(0).unwrap(), name).unwrap();
+                let index = |name: &str| rustix::net::netdevice::name_to_index(socket().unwrap(), name).unwrap();
                 let open = |name: &str| PacketSocket::open(index(name), 0x88b5).unwrap();
                 let (one, two, lo) = (open("one"), open("two"), open("lo"));
                 let mut frame = [0xff; 60];
