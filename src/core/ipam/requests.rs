@@ -510,6 +510,8 @@ impl Ipam {
             self.reply(token, Err(Refusal::Later(why.into())));
             return;
         }
+        // What somebody gave before it heard of it goes on, too.
+        self.give_all(heir);
         let message = Message::Leaving { cluster: self.cluster(), state: self.whole() };
         self.send(heir, message);
     }
