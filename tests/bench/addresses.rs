@@ -19,7 +19,9 @@ fn main() -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let began = Instant::now();
     let parts: Vec<_> = (0..threads)
-        .map(|part| std::thread::spawn(move || some((first..first + count).skip(part as usize).step_by(threads as usize))))
+        .map(|part| {
+            std::thread::spawn(move || some((first..first + count).skip(part as usize).step_by(threads as usize)))
+        })
         .collect();
     let mut total = Counts::default();
     let mut faults = Vec::new();

@@ -176,8 +176,27 @@ impl Ipam {
         }
         match &self.adding {
             None => self.begin_adding(now, view),
-            Some(adding) if adding.next <= now || at_once => self.ask_to_add(now, view, None),
+            Some(adding) if adding.next <= now || at_once => {
+                self.widen();
+                self.ask_to_add(now, view, None);
+            }
             Some(_) => {}
+        }
+    }
+
+    /// Who came meanwhile is voted on together with the others: each would wait for the other's vote, which it has not.
+    fn widen(&mut self) {
+        let new = |id: &ShortId| !self.is_admitted(*id) && !self.members.is_removed(*id);
+        let more: Vec<ShortId> = self.wanting.iter().copied().filter(new).collect();
+        self.wanting.clear();
+        for id in &more {
+            self.members.raise(*id, Standing::Known);
+        }
+        if let Some(adding) = &mut self.adding
+            && more.iter().any(|id| !adding.joiners.contains(id))
+        {
+            adding.joiners.extend(more);
+            adding.yes.clear();
         }
     }
 
@@ -188,7 +207,9 @@ impl Ipam {
         if joiners.is_empty() {
             return;
         }
-        joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Known); });
+        joiners.iter().for_each(|id| {
+            let _ = self.members.raise(*id, Standing::Known);
+        });
         let hash = self.members.hash();
         self.adding = Some(Adding { joiners, hash, yes: BTreeSet::new(), explained: BTreeSet::new(), next: now });
         self.count_yes(now);
@@ -274,7 +295,9 @@ impl Ipam {
             self.adding = None;
         } else if agreed || !self.rules.majority() {
             self.adding = None;
-            joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Admitted); });
+            joiners.iter().for_each(|id| {
+                let _ = self.members.raise(*id, Standing::Admitted);
+            });
             self.next_share = now;
             let state = self.full_state();
             for joiner in joiners {
@@ -305,7 +328,9 @@ impl Ipam {
         }
         let cluster = self.cluster();
         let mut with = self.members.clone();
-        joiners.iter().for_each(|id| { let _ = with.raise(*id, Standing::Known); });
+        joiners.iter().for_each(|id| {
+            let _ = with.raise(*id, Standing::Known);
+        });
         let removed = joiners.iter().any(|id| self.members.is_removed(*id));
         let knows = |id: ShortId, standing: Standing| {
             let there = theirs.binary_search_by_key(&id, |member| member.id).ok().and_then(|at| theirs.get(at));
@@ -317,7 +342,9 @@ impl Ipam {
             return self.send(from, message);
         }
         self.learn_members(theirs);
-        joiners.iter().for_each(|id| { let _ = self.members.raise(*id, Standing::Known); });
+        joiners.iter().for_each(|id| {
+            let _ = self.members.raise(*id, Standing::Known);
+        });
         self.send(from, Message::AddYes { cluster, joiners, hash });
     }
 }

@@ -11,6 +11,9 @@ use stateright::{Checker, Model, Property};
 use super::*;
 
 const RANGE: Span = Span { first: 0x0a20_0000, len: 4 };
+/// States looked at, shortest ways first: all there are in the smaller configurations.
+const STATES: usize = 100_000;
+const LONGEST: Duration = Duration::from_secs(20);
 const NOW: Time = Time::from_us(1_000_000_000);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,7 +84,15 @@ struct Small {
 
 impl Small {
     fn seeds(peers: usize, seeds: usize, budget: Budget) -> Small {
-        Small { peers, begin: Begin::Seeds(seeds), without: Without::default(), budget, mortal: vec![0], removers: vec![2], askers: vec![1] }
+        Small {
+            peers,
+            begin: Begin::Seeds(seeds),
+            without: Without::default(),
+            budget,
+            mortal: vec![0],
+            removers: vec![2],
+            askers: vec![1],
+        }
     }
 
     fn view(&self, me: usize, dead: &BTreeSet<usize>) -> View {
@@ -292,7 +303,8 @@ fn restart(machine: &mut Ipam) {
 /// Those that live and that nobody alive has removed.
 fn counting(state: &State) -> Vec<usize> {
     let live: Vec<usize> = (0..state.machines.len()).filter(|at| !state.dead.contains(at)).collect();
-    let removed = |at: usize| live.iter().any(|by| state.machines[*by].members.standing(id(at)) == Some(Standing::Removed));
+    let removed =
+        |at: usize| live.iter().any(|by| state.machines[*by].members.standing(id(at)) == Some(Standing::Removed));
     live.iter().copied().filter(|at| !removed(*at)).collect()
 }
 
@@ -317,9 +329,10 @@ fn one_lease(state: &State) -> bool {
 
 /// Gives the number of states, and the first fault.
 fn explore(name: &str, model: Small) -> (usize, Option<String>) {
-    let checker = model.checker().threads(2).spawn_bfs().join();
+    let checker = model.checker().threads(2).target_state_count(STATES).timeout(LONGEST).spawn_bfs().join();
     let fault = checker.discoveries().into_iter().next().map(|(what, path)| {
-        let steps: Vec<String> = path.into_actions().iter().map(|action| format!("{action:?}").chars().take(160).collect()).collect();
+        let steps: Vec<String> =
+            path.into_actions().iter().map(|action| format!("{action:?}").chars().take(160).collect()).collect();
         format!("{name}: {what} fails:\n{}", steps.join("\n"))
     });
     eprintln!("{name}: {} states", checker.unique_state_count());

@@ -90,7 +90,14 @@ impl Ipam {
     }
 
     /// Begins to take back what these own, together with those whose removal is under way here.
-    pub(super) fn remove(&mut self, now: Time, view: &View, gone: &[ShortId], force: bool, again: bool) -> Result<(), Refusal> {
+    pub(super) fn remove(
+        &mut self,
+        now: Time,
+        view: &View,
+        gone: &[ShortId],
+        force: bool,
+        again: bool,
+    ) -> Result<(), Refusal> {
         let present = |id: &ShortId| *id != self.config.me && self.members.present().any(|other| other == *id);
         let mut set: BTreeSet<ShortId> = gone.iter().copied().filter(present).collect();
         if set.is_empty() {

@@ -153,7 +153,7 @@ impl Ipam {
     }
 
     fn wait(&mut self, now: Time, view: &View, token: u64, what: Want) -> Option<Outcomes> {
-        if self.config.init == Init::Observer || self.members.is_removed(self.config.me) {
+        if self.config.init == Init::Observer || self.members.is_removed(self.config.me) && self.rules.fence() {
             return Some(Err(Refusal::No(self.ready(view).err().unwrap_or_default())));
         }
         if self.waiting.len() >= WAITING_MAX {

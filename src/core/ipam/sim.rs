@@ -7,7 +7,12 @@
 //! A schedule may end with everything healed, and then all must agree and nothing may be lost.
 //!
 //! May use: the machine and its private parts. Tests and benches only: it panics on its own mistakes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "what it indexes it made; tests and benches only")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "what it indexes it made; tests and benches only"
+)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -183,11 +188,8 @@ impl World {
     }
 
     fn config(at: usize) -> Config {
-        let init = if at < SEEDS {
-            Init::Seeds((0..SEEDS).map(|seed| format!("p{seed}")).collect())
-        } else {
-            Init::Auto
-        };
+        let init =
+            if at < SEEDS { Init::Seeds((0..SEEDS).map(|seed| format!("p{seed}")).collect()) } else { Init::Auto };
         Config {
             me: id(at),
             name: format!("p{at}"),
@@ -307,7 +309,8 @@ impl World {
     }
 
     fn post(&mut self, letter: Letter) {
-        let given = matches!(letter.message, Message::Answer { outcome: meshnet_proto::wire::ipam::Outcome::Given, .. });
+        let given =
+            matches!(letter.message, Message::Answer { outcome: meshnet_proto::wire::ipam::Outcome::Given, .. });
         self.counts.gifts += u64::from(given);
         if self.net.len() < NET_MAX && letter.to < self.peers.len() {
             self.net.push(letter);
@@ -618,14 +621,27 @@ impl World {
         let mut all = String::new();
         for (at, peer) in self.peers.iter().enumerate() {
             let machine = &peer.machine;
-            let state = if peer.dead { "dead" } else if peer.left { "left" } else { "up" };
+            let state = if peer.dead {
+                "dead"
+            } else if peer.left {
+                "left"
+            } else {
+                "up"
+            };
             let members: Vec<String> = machine.members.iter().map(|(id, s)| format!("{}:{s:?}", id.0 - 1)).collect();
             all += &format!("\np{at} {state} side {} members {}", self.side[at], members.join(" "));
             all += &format!("\n   {:?}\n   {:?}", machine.promises, machine.candidacy);
             for (span, held) in machine.map.iter() {
                 let (owner, giver) = (held.owner.0 - 1, held.giver.0 - 1);
                 let waits = if held.suspended { " waits" } else { "" };
-                all += &format!("\n   {:x}+{} {}.{} v{} {giver}→{owner}{waits}", span.first & 0xff, span.len, held.ballot.round, held.ballot.by.0, held.version);
+                all += &format!(
+                    "\n   {:x}+{} {}.{} v{} {giver}→{owner}{waits}",
+                    span.first & 0xff,
+                    span.len,
+                    held.ballot.round,
+                    held.ballot.by.0,
+                    held.version
+                );
             }
         }
         all + &format!("\nlast refusal: {}", self.refused)

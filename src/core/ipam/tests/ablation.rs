@@ -198,7 +198,10 @@ fn undead(without: Without) -> (usize, usize) {
     for n in 0..6 {
         drop(lab.alloc(0, &format!("back{n}")));
     }
-    (lab.machines[0].leases().len() - before, lab.outputs.iter().filter(|(at, o)| *at == 0 && *o == Output::Removed).count())
+    (
+        lab.machines[0].leases().len() - before,
+        lab.outputs.iter().filter(|(at, o)| *at == 0 && *o == Output::Removed).count(),
+    )
 }
 
 #[test]

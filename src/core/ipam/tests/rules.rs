@@ -283,7 +283,8 @@ fn two_dead_typed_one_each_on_two_peers() {
     let mut lab = Lab::seeds(SMALL, 4, Without::default());
     lab.die(0);
     lab.die(1);
-    let tokens = [(2, 0), (3, 1)].map(|(at, gone)| lab.request(at, Request::Remove { peers: vec![id(gone)], force: false }));
+    let tokens =
+        [(2, 0), (3, 1)].map(|(at, gone)| lab.request(at, Request::Remove { peers: vec![id(gone)], force: false }));
     lab.run(12);
     for token in tokens {
         assert!(matches!(lab.replies[&token], Ok(Answer::Removed { .. })), "{:?}", lab.replies[&token]);
@@ -416,7 +417,8 @@ fn two_spaces_that_meet_become_one_and_nothing_is_silently_doubled() {
     let shown = |at: usize| lab.machines[at].conflicts().map(|(address, _)| address).collect::<BTreeSet<u32>>();
     assert_eq!(doubled.len(), 3);
     assert_eq!(shown(0).union(&shown(1)).copied().collect::<BTreeSet<u32>>(), doubled);
-    let unconfirmed: Vec<_> = (0..2).flat_map(|at| lab.machines[at].leases()).filter(|lease| lease.unconfirmed).collect();
+    let unconfirmed: Vec<_> =
+        (0..2).flat_map(|at| lab.machines[at].leases()).filter(|lease| lease.unconfirmed).collect();
     assert_eq!(unconfirmed.len(), 3, "what could be claimed was: {unconfirmed:?}");
 }
 
