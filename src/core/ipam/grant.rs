@@ -165,19 +165,23 @@ impl Ipam {
         }
         owned.retain(|id, _| !self.is_frozen(*id));
         let share = u64::from(self.fair_share());
+        // What this peer would ask back at once is not given.
+        let free: u64 = self.free_spans(None).iter().map(|span| u64::from(span.len)).sum();
+        let mut spare = free.saturating_sub(FEW.min(share.div_ceil(2)).max(mine / 4));
         let mut by_wealth: BTreeSet<(u64, ShortId)> = owned.into_iter().map(|(id, theirs)| (theirs, id)).collect();
         for _ in 0..SHARES_AT_ONCE {
             let Some((theirs, poorest)) = by_wealth.first().copied() else { break };
             if mine <= theirs.saturating_mul(2) || mine < 2 {
                 break;
             }
-            let want = share.min((mine - theirs) / 2).max(1);
+            let want = share.min((mine - theirs) / 2).max(1).min(spare);
             let range = self.config.range;
             let given: u64 = self.give(poorest, range, want as u32).iter().map(|span| u64::from(span.len)).sum();
             if given == 0 {
                 break;
             }
             mine -= given;
+            spare -= given;
             by_wealth.remove(&(theirs, poorest));
             by_wealth.insert((theirs + given, poorest));
         }

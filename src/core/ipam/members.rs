@@ -176,8 +176,27 @@ impl Ipam {
         }
         match &self.adding {
             None => self.begin_adding(now, view),
-            Some(adding) if adding.next <= now || at_once => self.ask_to_add(now, view, None),
+            Some(adding) if adding.next <= now || at_once => {
+                self.widen();
+                self.ask_to_add(now, view, None);
+            }
             Some(_) => {}
+        }
+    }
+
+    /// Who came meanwhile is voted on together with the others: each would wait for the other's vote, which it has not.
+    fn widen(&mut self) {
+        let new = |id: &ShortId| !self.is_admitted(*id) && !self.members.is_removed(*id);
+        let more: Vec<ShortId> = self.wanting.iter().copied().filter(new).collect();
+        self.wanting.clear();
+        for id in &more {
+            self.members.raise(*id, Standing::Known);
+        }
+        if let Some(adding) = &mut self.adding
+            && more.iter().any(|id| !adding.joiners.contains(id))
+        {
+            adding.joiners.extend(more);
+            adding.yes.clear();
         }
     }
 

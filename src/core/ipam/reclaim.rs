@@ -122,7 +122,8 @@ impl Ipam {
         // Another peer is at it, and can be reached: its outcome is waited for.
         let theirs: BTreeSet<ShortId> = set.iter().copied().filter(|id| !force && rival(id).is_some()).collect();
         set.retain(|id| !theirs.contains(id));
-        let under_way = self.candidacy.as_ref().is_some_and(|candidacy| set.is_subset(&candidacy.gone));
+        let covers = |candidacy: &Candidacy| set.is_subset(&candidacy.gone) && candidacy.force >= force;
+        let under_way = self.candidacy.as_ref().is_some_and(covers);
         if set.is_empty() || under_way && !again {
             self.retry_candidacy(now, view, true);
             return Ok(());
@@ -306,6 +307,11 @@ impl Ipam {
         if gone.iter().any(heard) {
             let message = Message::Refuse { cluster, ballot, higher: Ballot::default(), alive: true };
             return self.send(from, message);
+        }
+        // The higher one goes on, though the other may have its promise already.
+        let lower = |mine: &Candidacy| mine.ballot < ballot && gone.iter().any(|id| mine.gone.contains(id));
+        if self.candidacy.as_ref().is_some_and(lower) {
+            self.withdraw(None);
         }
         self.adopt(now, view, from, gone);
         let open = |id: &&ShortId| !self.members.is_removed(**id);

@@ -153,7 +153,7 @@ impl Ipam {
     }
 
     fn wait(&mut self, now: Time, view: &View, token: u64, what: Want) -> Option<Outcomes> {
-        if self.config.init == Init::Observer || self.members.is_removed(self.config.me) {
+        if self.config.init == Init::Observer || self.members.is_removed(self.config.me) && self.rules.fence() {
             return Some(Err(Refusal::No(self.ready(view).err().unwrap_or_default())));
         }
         if self.waiting.len() >= WAITING_MAX {
@@ -510,6 +510,8 @@ impl Ipam {
             self.reply(token, Err(Refusal::Later(why.into())));
             return;
         }
+        // What somebody gave before it heard of it goes on, too.
+        self.give_all(heir);
         let message = Message::Leaving { cluster: self.cluster(), state: self.whole() };
         self.send(heir, message);
     }

@@ -57,6 +57,19 @@ pub struct Counts {
     pub healed: u64,
 }
 
+impl Counts {
+    /// Sums up.
+    pub fn add(&mut self, other: &Counts) {
+        self.given_out += other.given_out;
+        self.gifts += other.gifts;
+        self.joined += other.joined;
+        self.left += other.left;
+        self.removed += other.removed;
+        self.crashes += other.crashes;
+        self.healed += other.healed;
+    }
+}
+
 /// The draws of a schedule.
 #[derive(Debug, Clone)]
 struct Draws(u64);
@@ -292,10 +305,13 @@ impl World {
                 Output::Probe(_) | Output::Removed | Output::Event { .. } => {}
             }
         }
-        self.check(peer, owners);
+        self.check(peer, owners && self.peers[peer].pending.is_none());
     }
 
     fn post(&mut self, letter: Letter) {
+        let given =
+            matches!(letter.message, Message::Answer { outcome: meshnet_proto::wire::ipam::Outcome::Given, .. });
+        self.counts.gifts += u64::from(given);
         if self.net.len() < NET_MAX && letter.to < self.peers.len() {
             self.net.push(letter);
         }
@@ -314,6 +330,8 @@ impl World {
         if let Some((seq, writes)) = self.peers[peer].pending.take() {
             self.commit(peer, &writes);
             self.handle(peer, Input::Kept { seq, result: Ok(()) });
+            let all = self.peers[peer].pending.is_none();
+            self.check(peer, all);
         }
     }
 
@@ -352,7 +370,7 @@ impl World {
         self.fault.get_or_insert(what);
     }
 
-    /// The invariants, as far as a step of one peer can break them.
+    /// The invariants, as far as a step of one peer can break them. `owners`: what it has on disk is all it knows, for a crash may take back the rest.
     fn check(&mut self, peer: usize, owners: bool) {
         if let Some(alarm) = self.peers[peer].machine.alarms.first() {
             let alarm = format!("p{peer} alarms: {alarm}");

@@ -300,7 +300,7 @@ impl Lab {
     /// Gives out all that a peer can give out alone.
     fn exhaust(&mut self, at: usize) -> usize {
         let free = self.machines[at].free();
-        (0..free).filter(|n| self.alloc(at, &format!("x{at}.{n}")).is_ok()).count()
+        (0..free).filter(|n| self.alloc(at, &format!("x{}.{n}", self.tokens)).is_ok()).count()
     }
 
     /// Starts a peer anew from what it kept.
