@@ -7,8 +7,8 @@
 //! or any N (consensus=N)              (single-decree Paxos: L. Lamport, "Paxos Made Simple", 2001)
 //! else ─────────────────────────────▶ wait for somebody who knows
 //! ```
-//! Two spaces that meet: one of a single member yields to one of several, then by kind, then by the lower number. Who yields owns nothing any more; what it gave
-//! out is claimed in the other space address by address, and shown as a conflict where that fails.
+//! Two spaces that meet: one of a single member yields to one of several, then by kind, then by the lower number. Who yields owns nothing any more; what
+//! it gave out is claimed in the other space address by address, and shown as a conflict where that fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

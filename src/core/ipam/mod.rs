@@ -12,7 +12,8 @@
 //!
 //! The order of things on disk and on the wire is kept by [`Ipam::poll`]: what relies on a write comes out after [`Input::Kept`].
 //!
-//! May use: `proto`, the number of a link. Deliberately lacks: disks, links, records, names of networks. Invariants and their proof: `proto/SPEC.md`, "Addresses".
+//! May use: `proto`, the number of a link. Deliberately lacks: disks, links, records, names of networks. The rules and why they hold:
+//! `proto/SPEC.md`, "Addresses".
 
 mod genesis;
 mod grant;

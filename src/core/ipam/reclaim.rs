@@ -238,7 +238,7 @@ impl Ipam {
         let all = if self.rules.all_promise() {
             missing.is_empty()
         } else {
-            candidacy.promised.len() + 1 > (required + 1) / 2
+            candidacy.promised.len() + 1 > required.div_ceil(2)
         };
         let admitted = candidacy.promised.values().filter(|admitted| **admitted).count() + 1;
         let enough = admitted >= gone.len() || candidacy.force || !self.rules.not_fewer();
