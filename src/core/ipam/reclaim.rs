@@ -292,6 +292,12 @@ impl Ipam {
         self.rules.freeze() && (self.promises.get(peer).is_some() || self.members.is_removed(peer))
     }
 
+    /// What this peer gives waits for the outcome of a promise. Without a promise nothing is to come: who left, or was removed before, was believed
+    /// together with the owners that came of it.
+    pub(super) fn is_awaited(&self, giver: ShortId) -> bool {
+        self.rules.freeze() && self.promises.get(giver).is_some()
+    }
+
     pub(super) fn on_prepare(&mut self, now: Time, view: &View, from: ShortId, ballot: Ballot, gone: &[ShortId]) {
         let me = self.config.me;
         if ballot.by != from {
