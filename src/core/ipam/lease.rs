@@ -155,7 +155,7 @@ impl Leases {
     }
 
     /// Addresses to ask for on the bridge, so that some are at hand.
-    pub fn to_probe(&mut self, now: Time, spans: &[Span], accept: impl Fn(u32) -> bool) -> Vec<u32> {
+    pub fn begin_probe(&mut self, now: Time, spans: &[Span], accept: impl Fn(u32) -> bool) -> Vec<u32> {
         self.fresh.retain(|_, at| now.since(*at) < FRESH_FOR);
         let mut some: BTreeSet<u32> = BTreeSet::new();
         while some.len() < PROBED_AT_ONCE {

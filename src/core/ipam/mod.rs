@@ -178,6 +178,7 @@ impl Ipam {
             }
             self.share(view);
             self.refill(now, view);
+            self.use_own_outcome();
             self.confirm_leases(now);
             self.probe_ahead(now);
         }

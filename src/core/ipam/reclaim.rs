@@ -238,7 +238,7 @@ impl Ipam {
         let all = if self.rules.all_promise() {
             missing.is_empty()
         } else {
-            candidacy.promised.len() + 1 > (required + 1) / 2
+            candidacy.promised.len() + 1 > required.div_ceil(2)
         };
         let admitted = candidacy.promised.values().filter(|admitted| **admitted).count() + 1;
         let enough = admitted >= gone.len() || candidacy.force || !self.rules.not_fewer();
@@ -404,6 +404,17 @@ impl Ipam {
         if !decided.is_empty() {
             self.map.unsuspend(|_, held| held.owner == me && decided.contains(&held.giver));
         }
+    }
+
+    /// Gifts of who left while this peer was about to remove it: its own attempt is over, so nobody takes them.
+    pub(super) fn use_own_outcome(&mut self) {
+        let me = self.config.me;
+        let open = |id: ShortId| self.candidacy.as_ref().is_some_and(|candidacy| candidacy.gone.contains(&id));
+        let mine = |id: ShortId| self.promises.get(id).is_some_and(|ballot| ballot.by == me);
+        let (members, map) = (&self.members, &mut self.map);
+        map.unsuspend(|_, held| {
+            held.owner == me && members.is_removed(held.giver) && mine(held.giver) && !open(held.giver)
+        });
     }
 
     /// Whom to ask whether gifts that wait are good.

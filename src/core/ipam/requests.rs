@@ -371,7 +371,7 @@ impl Ipam {
         let edge =
             |span: Span, address: u32| span.len > 2 && (address == span.first || u64::from(address) + 1 == span.end());
         let allowed = |address: u32| !edge(within, address) && !edge(subnet, address) && !edge(range, address);
-        let some = self.leases.to_probe(now, spans, allowed);
+        let some = self.leases.begin_probe(now, spans, allowed);
         if !some.is_empty() {
             self.keeping.push(Output::Probe(some));
         }

@@ -81,7 +81,9 @@ impl Lab {
         let mut lab = Lab::new(range);
         lab.without = without;
         let names: Vec<String> = (0..count).map(|at| format!("p{at}")).collect();
-        (0..count).for_each(|_| drop(lab.add(Init::Seeds(names.clone()), 1)));
+        (0..count).for_each(|_| {
+            let _ = lab.add(Init::Seeds(names.clone()), 1);
+        });
         lab.look();
         lab.run(1);
         lab
@@ -216,14 +218,6 @@ impl Lab {
 
     fn hold(&mut self, which: impl Fn(&Letter) -> bool + 'static) {
         self.hold = Some(Box::new(which));
-    }
-
-    /// What was held back arrives.
-    fn release(&mut self) {
-        self.hold = None;
-        for letter in std::mem::take(&mut self.held) {
-            self.arrive(letter);
-        }
     }
 
     fn arrive(&mut self, Letter { from, to, told, message }: Letter) {
