@@ -153,6 +153,7 @@ impl Ipam {
     /// The end of a step: what changed is written, told and shown.
     pub(super) fn settle(&mut self, now: Time, view: &View) {
         self.after_members_changed(now);
+        self.probe_ahead(now);
         let owners = self.collect_writes();
         self.spread();
         if owners {

@@ -155,7 +155,7 @@ impl Leases {
     }
 
     /// Addresses to ask for on the bridge, so that some are at hand.
-    pub fn candidates(&mut self, now: Time, spans: &[Span], accept: impl Fn(u32) -> bool) -> Vec<u32> {
+    pub fn begin_probe(&mut self, now: Time, spans: &[Span], accept: impl Fn(u32) -> bool) -> Vec<u32> {
         self.fresh.retain(|_, at| now.since(*at) < FRESH_FOR);
         let mut some: BTreeSet<u32> = BTreeSet::new();
         while some.len() < PROBED_AT_ONCE {
@@ -209,7 +209,7 @@ impl Leases {
 }
 
 /// Addresses asked for at once: a probe takes 0.1 s, and a burst of containers is some dozen.
-const PROBED_AT_ONCE: usize = 32;
+const PROBED_AT_ONCE: usize = 64;
 /// An address that was silent may be used this long without being asked for again.
 const FRESH_FOR: Duration = Duration::from_secs(600);
 /// An address that somebody answered for is asked for again after this.

@@ -180,8 +180,8 @@ impl Ipam {
             }
             self.share(view);
             self.refill(now, view);
+            self.use_own_outcome();
             self.confirm_leases(now);
-            self.probe_ahead(now);
         }
         self.serve_waiting(now, view);
         self.leave_if_due(now, view);

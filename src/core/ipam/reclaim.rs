@@ -292,6 +292,12 @@ impl Ipam {
         self.rules.freeze() && (self.promises.get(peer).is_some() || self.members.is_removed(peer))
     }
 
+    /// What this peer gives waits for the outcome of a promise. Without a promise nothing is to come: who left, or was removed before, was believed
+    /// together with the owners that came of it.
+    pub(super) fn is_awaited(&self, giver: ShortId) -> bool {
+        self.rules.freeze() && self.promises.get(giver).is_some()
+    }
+
     pub(super) fn on_prepare(&mut self, now: Time, view: &View, from: ShortId, ballot: Ballot, gone: &[ShortId]) {
         let me = self.config.me;
         if ballot.by != from {
@@ -398,6 +404,17 @@ impl Ipam {
         if !decided.is_empty() {
             self.map.unsuspend(|_, held| held.owner == me && decided.contains(&held.giver));
         }
+    }
+
+    /// Gifts of who left while this peer was about to remove it: its own attempt is over, so nobody takes them.
+    pub(super) fn use_own_outcome(&mut self) {
+        let me = self.config.me;
+        let open = |id: ShortId| self.candidacy.as_ref().is_some_and(|candidacy| candidacy.gone.contains(&id));
+        let mine = |id: ShortId| self.promises.get(id).is_some_and(|ballot| ballot.by == me);
+        let (members, map) = (&self.members, &mut self.map);
+        map.unsuspend(|_, held| {
+            held.owner == me && members.is_removed(held.giver) && mine(held.giver) && !open(held.giver)
+        });
     }
 
     /// Whom to ask whether gifts that wait are good.

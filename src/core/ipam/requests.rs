@@ -371,7 +371,7 @@ impl Ipam {
         let edge =
             |span: Span, address: u32| span.len > 2 && (address == span.first || u64::from(address) + 1 == span.end());
         let allowed = |address: u32| !edge(within, address) && !edge(subnet, address) && !edge(range, address);
-        let some = self.leases.candidates(now, spans, allowed);
+        let some = self.leases.begin_probe(now, spans, allowed);
         if !some.is_empty() {
             self.keeping.push(Output::Probe(some));
         }
@@ -561,6 +561,6 @@ const WAITING_MAX: usize = 1024;
 /// Addresses asked for with one that is wanted.
 const ASK_MOST: u32 = 256;
 /// Addresses known to be free on the bridge.
-const AT_HAND: usize = 16;
+const AT_HAND: usize = 64;
 /// Leases of another space that are claimed at once.
 const CONFIRM_AT_ONCE: usize = 16;

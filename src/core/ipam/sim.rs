@@ -14,9 +14,9 @@
     reason = "what it indexes it made; tests and benches only"
 )]
 
-mod ending;
+mod heal;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meshnet_proto::ShortId;

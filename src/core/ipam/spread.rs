@@ -135,7 +135,7 @@ impl Ipam {
             if !within || self.map.len() + 2 >= room {
                 continue;
             }
-            let suspend = run.owner == me && run.giver != me && self.is_frozen(run.giver);
+            let suspend = run.owner == me && run.giver != me && self.is_awaited(run.giver);
             let removed = self.members.is_removed(me);
             let leases = &self.leases;
             self.map.merge(run, suspend, |piece| match piece {

@@ -81,9 +81,9 @@ impl Lab {
         let mut lab = Lab::new(range);
         lab.without = without;
         let names: Vec<String> = (0..count).map(|at| format!("p{at}")).collect();
-        for _ in 0..count {
-            lab.add(Init::Seeds(names.clone()), 1);
-        }
+        (0..count).for_each(|_| {
+            let _ = lab.add(Init::Seeds(names.clone()), 1);
+        });
         lab.look();
         lab.run(1);
         lab

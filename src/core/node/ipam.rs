@@ -69,7 +69,7 @@ impl Node {
     pub(super) fn on_ipam(&mut self, now: Time, input: Input) {
         let Some(addresses) = &mut self.ipam else { return };
         addresses.machine.handle(now, &addresses.view, input);
-        self.drain_ipam();
+        self.drain_ipam(now);
     }
 
     pub(super) fn tick_ipam(&mut self, now: Time) {
@@ -77,11 +77,11 @@ impl Node {
         let Some(addresses) = &mut self.ipam else { return };
         if now >= addresses.machine.next_deadline() {
             addresses.machine.handle_timeout(now, &addresses.view);
-            self.drain_ipam();
+            self.drain_ipam(now);
         }
     }
 
-    fn drain_ipam(&mut self) {
+    fn drain_ipam(&mut self, now: Time) {
         while let Some(output) = self.ipam.as_mut().and_then(|addresses| addresses.machine.poll()) {
             match output {
                 ipam::Output::Send { to, message } => {
@@ -105,6 +105,13 @@ impl Node {
                     }
                 }
                 ipam::Output::Event { level, what, detail } => self.event(level, what, None, detail),
+                ipam::Output::Probe(some) => {
+                    // The frame path must know the owner first, or it answers for the one before.
+                    if self.ipam.as_ref().is_some_and(|addresses| addresses.stale_owners) {
+                        self.publish(now);
+                    }
+                    self.outputs.push_back(Output::Ipam(ipam::Output::Probe(some)));
+                }
                 other => self.outputs.push_back(Output::Ipam(other)),
             }
         }

@@ -52,9 +52,9 @@ fn answer_of(giver: usize) -> impl Fn(&Letter) -> bool {
 /// p0 gives p1 something and dies; the gift comes after the others took all of p0's.
 fn late_gift(without: Without) -> usize {
     let mut lab = Lab::seeds(SMALL, 3, without);
-    for at in 0..3 {
-        lab.exhaust(at);
-    }
+    (0..3).for_each(|at| {
+        let _ = lab.exhaust(at);
+    });
     let first = lab.machines[0].leases()[0].owner.clone();
     lab.free(0, &first).unwrap();
     lab.hold(answer_of(0));
@@ -89,9 +89,9 @@ fn unheard_gift(without: Without) -> usize {
     lab.alloc(1, "more").unwrap();
     lab.die(0);
     if lab.remove(2, &[0], false).is_ok() {
-        for at in 2..5 {
-            lab.exhaust(at);
-        }
+        (2..5).for_each(|at| {
+            let _ = lab.exhaust(at);
+        });
     }
     lab.doubled(&[1, 2, 3, 4]).len()
 }

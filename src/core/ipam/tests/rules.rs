@@ -25,9 +25,9 @@ fn who_has_peers_to_ask_waits_and_says_so() {
 fn seeds_have_equal_shares_and_need_no_message() {
     let mut lab = Lab::new(SMALL);
     let names: Vec<String> = ["p0", "p1", "p2"].map(String::from).to_vec();
-    for _ in 0..3 {
-        lab.add(Init::Seeds(names.clone()), 1);
-    }
+    (0..3).for_each(|_| {
+        let _ = lab.add(Init::Seeds(names.clone()), 1);
+    });
     lab.look();
     assert_eq!([0, 1, 2].map(|at| lab.owned(at)), [5, 5, 6]);
     lab.run(1);
@@ -46,9 +46,9 @@ fn a_seed_whose_name_is_missing_is_waited_for() {
 #[test]
 fn three_that_list_each_other_elect() {
     let mut lab = Lab::new(WIDE);
-    for _ in 0..3 {
-        lab.add(Init::Auto, 2);
-    }
+    (0..3).for_each(|_| {
+        let _ = lab.add(Init::Auto, 2);
+    });
     lab.list_each_other();
     lab.look();
     lab.run(12);
@@ -60,9 +60,9 @@ fn three_that_list_each_other_elect() {
 #[test]
 fn a_minority_elects_nobody() {
     let mut lab = Lab::new(WIDE);
-    for _ in 0..3 {
-        lab.add(Init::Auto, 2);
-    }
+    (0..3).for_each(|_| {
+        let _ = lab.add(Init::Auto, 2);
+    });
     lab.list_each_other();
     lab.split(&[0], &[1, 2]);
     lab.run(20);
@@ -78,9 +78,9 @@ fn a_minority_elects_nobody() {
 #[test]
 fn consensus_waits_for_a_majority() {
     let mut lab = Lab::new(WIDE);
-    for _ in 0..3 {
-        lab.add(Init::Consensus(5), 1);
-    }
+    (0..3).for_each(|_| {
+        let _ = lab.add(Init::Consensus(5), 1);
+    });
     lab.split(&[0], &[1, 2]);
     lab.run(20);
     assert!((0..3).all(|at| lab.ready(at).is_err()), "two of five are no majority");
@@ -129,9 +129,9 @@ fn no_newcomer_without_a_majority() {
 fn a_hundred_join_one_founder_at_once() {
     let mut lab = Lab::new(WIDE);
     lab.add(Init::Auto, 0);
-    for _ in 0..100 {
-        lab.add(Init::Auto, 1);
-    }
+    (0..100).for_each(|_| {
+        let _ = lab.add(Init::Auto, 1);
+    });
     // As in a real mesh each has a few links, and can reach all.
     lab.look();
     for at in 0..101usize {
@@ -208,9 +208,9 @@ fn little_left_is_filled_up_in_the_background() {
 #[test]
 fn nothing_is_passed_to_and_fro_for_ever() {
     let mut lab = Lab::seeds(SMALL, 2, Without::default());
-    for n in 0..13 {
-        lab.alloc(0, &format!("a{n}")).unwrap();
-    }
+    (0..13).for_each(|n| {
+        let _ = lab.alloc(0, &format!("a{n}")).unwrap();
+    });
     lab.run(30);
     let before: Vec<_> = lab.machines[0].map.iter().map(|(span, held)| (span, *held)).collect();
     lab.asks.fill(0);
@@ -364,9 +364,9 @@ fn a_candidate_that_died_goes_with_those_it_removed() {
 fn an_old_copy_of_the_state_is_noticed() {
     let mut lab = Lab::seeds(SMALL, 2, Without::default());
     let old = lab.disks[0].clone();
-    for n in 0..14 {
+    (0..14).for_each(|n| {
         let _ = lab.alloc(1, &format!("a{n}"));
-    }
+    });
     lab.disks[0] = old;
     lab.restart(0);
     lab.run(15);
@@ -417,17 +417,17 @@ fn an_address_that_a_stranger_has_is_skipped() {
 #[test]
 fn two_spaces_that_meet_become_one_and_nothing_is_silently_doubled() {
     let mut lab = Lab::new(WIDE);
-    for _ in 0..2 {
-        lab.add(Init::Auto, 0);
-    }
+    (0..2).for_each(|_| {
+        let _ = lab.add(Init::Auto, 0);
+    });
     lab.cut.insert((0, 1));
     lab.look();
-    for n in 0..3 {
-        lab.alloc(0, &format!("a{n}")).unwrap();
-    }
-    for n in 0..5 {
-        lab.alloc(1, &format!("b{n}")).unwrap();
-    }
+    (0..3).for_each(|n| {
+        let _ = lab.alloc(0, &format!("a{n}")).unwrap();
+    });
+    (0..5).for_each(|n| {
+        let _ = lab.alloc(1, &format!("b{n}")).unwrap();
+    });
     lab.heal();
     lab.run(30);
     lab.assert_agree();

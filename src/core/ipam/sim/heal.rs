@@ -1,10 +1,8 @@
-//! The end of a schedule: everything is healed, and then all must agree and nothing may be lost.
-#![allow(
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a simulation that goes wrong must say so by a panic"
-)]
+//! The end of a schedule: everything is healed, and all must come to agree.
+#![allow(clippy::indexing_slicing, reason = "as in the room above")]
+
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::*;
 
