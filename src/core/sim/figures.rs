@@ -125,7 +125,7 @@ fn everybody_knows(sim: &Sim, hosts: &[HostId], count: usize) -> bool {
 /// Peers that each knows from before, beside its neighbours.
 const KNOWN: usize = 60;
 /// Until costs are told and most spare links are given up, one by one.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_secs(100);
 /// Rest that is measured.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long the halves are apart: longer than QUIC waits.
