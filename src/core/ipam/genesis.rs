@@ -73,7 +73,8 @@ impl Ipam {
     }
 
     pub(super) fn begin_deadline(&self) -> Time {
-        if self.genesis.is_none() { self.election.next } else { Time::NEVER }
+        let begins = self.genesis.is_none() && self.doubt.is_none() && !self.members.is_removed(self.config.me);
+        if begins { self.election.next } else { Time::NEVER }
     }
 
     pub(super) fn begin_if_due(&mut self, now: Time, view: &View, at_once: bool) {

@@ -128,13 +128,13 @@ impl Ipam {
         if !self.wants_in() || now < self.joining.next && !at_once {
             return;
         }
+        self.joining.next = now + RETRY_EVERY;
         // All ask the same sponsor, so that one vote is for many; after some tries the next one.
         let near = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
         let sponsors: Vec<ShortId> = self.members.admitted().filter(near).collect();
         let at = (self.joining.tries / TRIES_EACH) as usize % sponsors.len().max(1);
         let Some(sponsor) = sponsors.get(at).copied() else { return };
         self.joining.tries = self.joining.tries.wrapping_add(1);
-        self.joining.next = now + RETRY_EVERY;
         self.send(sponsor, Message::Join { cluster: self.cluster() });
     }
 
