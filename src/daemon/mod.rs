@@ -162,13 +162,16 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     };
     let end = driver.run(Sources { links, requests, notices, asks, kept }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
-    if let Err(error) = keeper.await {
+    finished(keeper.await);
+    drop(tasks);
+    peer::finish(end, &state, me)
+}
+
+fn finished(keeper: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = keeper {
         error!(%error, "what is to be kept may not have been written");
     }
-    drop(tasks);
-    peer::finish(end, &state, me)?;
     info!("stopped");
-    Ok(())
 }
 
 fn node_config(

@@ -335,7 +335,6 @@ fn explore(name: &str, model: Small) -> (usize, Option<String>) {
             path.into_actions().iter().map(|action| format!("{action:?}").chars().take(160).collect()).collect();
         format!("{name}: {what} fails:\n{}", steps.join("\n"))
     });
-    eprintln!("{name}: {} states", checker.unique_state_count());
     (checker.unique_state_count(), fault)
 }
 

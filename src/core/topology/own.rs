@@ -451,8 +451,8 @@ const BACK_OFF_SOON: Duration = Duration::from_secs(1);
 const BURST_OVER: Duration = Duration::from_secs(10);
 /// Even without news: what was lost everywhere comes back within this time.
 const REFRESH: Duration = Duration::from_secs(300);
-/// Longer for each peer: a flood costs each peer some 2 KB, so refreshing costs it 200 B/s at any size; digests repair in the meantime.
-const REFRESH_EACH: Duration = Duration::from_secs(10);
+/// Longer for each peer: a flood costs each peer some 2 KB, so refreshing costs it 80 B/s at any size; digests repair in the meantime.
+const REFRESH_EACH: Duration = Duration::from_secs(30);
 /// How long a cost must be off before it is told.
 const COST_STABLE: Duration = Duration::from_secs(10);
 /// 2 ms in units of cost: less changes no choice of path.
