@@ -20,6 +20,14 @@ impl World {
                 }
             }
         }
+        // With every member gone nobody is left to let anybody in.
+        let belongs = |peer: &usize| {
+            let at = *peer;
+            self.counts_for(at) && self.peers[at].machine.is_admitted(id(at))
+        };
+        if !self.live().iter().any(belongs) {
+            return;
+        }
         let mut why = String::new();
         for round in 0..HEAL_ROUNDS {
             self.rest();
