@@ -49,7 +49,7 @@ pub struct PeerView {
     pub name: String,
     /// Messages get there.
     pub reachable: bool,
-    /// When it was last reachable, if it is not now; counted from when this peer learned of it.
+    /// How long it has not been reachable, in any steps up to [`super::HEARD_LATELY`].
     pub silent_for: Duration,
     /// What it says of itself; none: not told yet.
     pub told: Option<Told>,

@@ -44,7 +44,7 @@ use crate::time::Time;
 
 pub use io::*;
 pub use keep::KeptError;
-pub use requests::{cidr, dotted};
+pub use requests::{HEARD_LATELY, cidr, dotted};
 pub use rules::Rules;
 #[cfg(any(test, feature = "sim"))]
 pub use rules::Without;

@@ -130,10 +130,8 @@ impl Ipam {
     fn check_alive(&self, view: &View, gone: &[ShortId]) -> Option<Refusal> {
         let heard = |id: &ShortId| {
             let peer = view.peers.get(id)?;
-            (peer.reachable || peer.silent_for < HEARD_LATELY).then(|| {
-                let ago = peer.silent_for.as_secs();
-                format!("{} was heard {ago} s ago: stop it first, or --force", peer.name)
-            })
+            (peer.reachable || peer.silent_for < HEARD_LATELY)
+                .then(|| format!("{} was heard within the last 60 s: stop it and wait, or --force", peer.name))
         };
         gone.iter().find_map(heard).map(Refusal::No)
     }
@@ -555,7 +553,7 @@ const REMOVAL_TIME: Duration = Duration::from_secs(10);
 /// Longest wait for one peer's answer.
 const ASK_TIME: Duration = Duration::from_secs(1);
 /// A peer that was heard within this time may be cut off only.
-const HEARD_LATELY: Duration = Duration::from_secs(60);
+pub const HEARD_LATELY: Duration = Duration::from_secs(60);
 /// Requests that wait at once.
 const WAITING_MAX: usize = 1024;
 /// Addresses asked for with one that is wanted.

@@ -239,7 +239,10 @@ impl Node {
                 name: record.name.clone(),
                 reachable: entry.reachable(),
                 told: told(&record.extensions),
-                ..PeerView::default()
+                // In steps: a view that changes all the time would be told all the time.
+                silent_for: entry.unreachable_since.map_or(Duration::ZERO, |since| {
+                    if now.since(since) >= ipam::HEARD_LATELY { ipam::HEARD_LATELY } else { Duration::ZERO }
+                }),
             };
             (id.short(), view)
         });

@@ -117,7 +117,7 @@ fn what_a_dead_peer_owned_comes_back() {
     let dead = [sim.hosts[2].id().short(), sim.hosts[3].id().short()];
     sim.kill(2);
     sim.kill(3);
-    sim.run(Duration::from_secs(10));
+    sim.run(Duration::from_secs(80));
     // Typed on both machines that are left.
     let requests = [0, 1].map(|host| (host, sim.ask(host, Request::Remove { peers: dead.to_vec(), force: false })));
     sim.run(Duration::from_secs(12));
