@@ -133,6 +133,7 @@ impl Driver {
             ("mesh_fdb_entries", self.plane.fdb().len() as u64),
             ("mesh_fdb_full_total", self.plane.fdb().full_count() as u64),
             ("mesh_data_flooded_total", totals.flooded),
+            ("mesh_data_answered_total", totals.answered),
             ("mesh_udp_segmentation_refused_total", totals.segmentation_refused),
             ("mesh_fib_epoch", self.plane.fib().epoch),
         ]

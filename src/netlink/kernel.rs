@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use meshnet_proto::id::Mac;
 use netlink_packet_route::AddressFamily;
@@ -92,9 +92,27 @@ pub(super) struct Route {
 }
 
 impl Netlink {
+    /// All that a request for a list brings. The kernel makes one list for a socket at a time (EBUSY), so each waits for its turn; and each is read to its
+    /// end, even if nobody waits for it any more.
+    async fn list<M, S>(&self, doing: &str, ask: impl FnOnce() -> S + Send + 'static) -> Result<Vec<M>, Error>
+    where
+        M: Send + 'static,
+        S: Stream<Item = Result<M, rtnetlink::Error>> + Send + 'static,
+    {
+        let turn = self.turn.clone();
+        let list = tokio::spawn(async move {
+            let _turn = turn.lock().await;
+            ask().try_collect().await
+        });
+        match list.await {
+            Ok(list) => list.map_err(said(doing)),
+            Err(error) => Err(Error::io(doing, std::io::Error::other(error))),
+        }
+    }
+
     pub(super) async fn links(&self) -> Result<Vec<Link>, Error> {
-        let messages: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(said("list the interfaces"))?;
+        let request = self.handle.link().get();
+        let messages: Vec<LinkMessage> = self.list("list the interfaces", move || request.execute()).await?;
         Ok(messages.into_iter().map(link).collect())
     }
 
@@ -103,8 +121,8 @@ impl Netlink {
     }
 
     pub(super) async fn addresses(&self) -> Result<Vec<Address>, Error> {
-        let messages: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.map_err(said("list the addresses"))?;
+        let request = self.handle.address().get();
+        let messages: Vec<AddressMessage> = self.list("list the addresses", move || request.execute()).await?;
         Ok(messages.into_iter().filter_map(address).collect())
     }
 
@@ -114,9 +132,8 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut wanted = RouteMessage::default();
             wanted.header.address_family = family;
-            let mut stream = std::pin::pin!(self.handle.route().get(wanted).execute());
-            while let Some(message) = stream.next().await {
-                let message = message.map_err(said("list the routes"))?;
+            let request = self.handle.route().get(wanted);
+            for message in self.list("list the routes", move || request.execute()).await? {
                 if message.header.kind == RouteType::Unicast && message.header.table == RouteHeader::RT_TABLE_MAIN {
                     routes.extend(route(&message));
                 }
@@ -144,9 +161,7 @@ impl Netlink {
     pub(super) async fn neighbour_on(&self, index: u32, ip: IpAddr) -> Result<Option<Mac>, Error> {
         let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let request = self.handle.neighbours().get().set_address_family(family);
-        let mut stream = std::pin::pin!(request.execute());
-        while let Some(message) = stream.next().await {
-            let message = message.map_err(said("list the neighbours"))?;
+        for message in self.list("list the neighbours", move || request.execute()).await? {
             let known = !matches!(
                 message.header.state,
                 NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None

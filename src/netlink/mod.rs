@@ -14,6 +14,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -39,6 +40,8 @@ pub use watch::Watch;
 #[derive(Clone)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// Of lists that the kernel makes.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Netlink {
@@ -48,7 +51,7 @@ impl Netlink {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|why| Error::Kernel { doing: doing.into(), why })?;
         tokio::spawn(connection);
-        Ok(Netlink { handle })
+        Ok(Netlink { handle, turn: Arc::default() })
     }
 }
 

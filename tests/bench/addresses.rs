@@ -1,5 +1,5 @@
 //! Random schedules for the machine of addresses (`meshnet_core::ipam::sim`), as many as wanted: `cargo bench --bench addresses -- 1000000 [FIRST_SEED]`.
-//! Every tenth ends with everything healed, and then all must agree. Fails when one goes wrong, and prints its seed.
+//! Every tenth ends with everything healed, and is counted when it does not come to rest then. Fails when a rule of safety is broken, and prints the seeds.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -30,7 +30,11 @@ fn main() -> ExitCode {
         total.add(&counts);
         faults.extend(found);
     }
-    println!("{count} schedules of {STEPS} steps, {} violations, {:.0} s", faults.len(), began.elapsed().as_secs_f64());
+    let restless = |fault: &String| fault.contains("does not come to rest") || fault.contains("messages without end");
+    let (rest, faults): (Vec<String>, Vec<String>) = faults.into_iter().partition(restless);
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{count} schedules of {STEPS} steps, {} violations, {seconds:.0} s", faults.len());
+    println!("{} of {} healed ones did not come to rest", rest.len(), count / HEALED);
     println!("{total:?}");
     faults.iter().take(SHOWN).for_each(|fault| println!("{fault}"));
     if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

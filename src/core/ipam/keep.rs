@@ -153,12 +153,13 @@ impl Ipam {
     /// The end of a step: what changed is written, told and shown.
     pub(super) fn settle(&mut self, now: Time, view: &View) {
         self.after_members_changed(now);
-        self.probe_ahead(now);
         let owners = self.collect_writes();
         self.spread();
         if owners {
             self.keeping.push(Output::Owners);
         }
+        // After the owners: the frame path answers a probe of what it takes for another's.
+        self.probe_ahead(now);
         self.tell(now, view);
         self.keeping.seal(self.rules.keep_first());
     }
