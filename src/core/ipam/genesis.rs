@@ -432,6 +432,7 @@ impl Ipam {
         self.adding = None;
         self.wanting.clear();
         self.joining = Default::default();
+        self.keep_sponsor();
         self.conflicts.clear();
         let leased: Vec<u32> = self.leases.iter().map(|(address, _)| address).collect();
         leased.into_iter().for_each(|address| self.leases.set_unconfirmed(address, true));

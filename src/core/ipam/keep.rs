@@ -198,6 +198,10 @@ impl Ipam {
         self.keeping.write(key(CANDIDACY, &[]), kept);
     }
 
+    pub(super) fn keep_sponsor(&mut self) {
+        self.keeping.write(key(SPONSOR, &[]), self.joining.sponsor.as_ref().and_then(encode));
+    }
+
     pub(super) fn keep_vote(&mut self) {
         self.keeping.write(key(VOTE, &[]), encode(&self.vote));
     }
@@ -221,6 +225,7 @@ impl Ipam {
                 CANDIDACY => self.restore_candidacy(decode(key, value)?),
                 ROUND => round = decode(key, value)?,
                 VOTE => self.vote = decode(key, value)?,
+                SPONSOR => self.joining.sponsor = Some(decode(key, value)?),
                 // Of a newer version, which had its reasons.
                 _ => return Err(KeptError { key: show(key), why: "a newer version wrote it".into() }),
             }
@@ -286,5 +291,6 @@ const CANDIDACY: u8 = b'c';
 const ROUND: u8 = b'b';
 const VOTE: u8 = b'v';
 const LEASE: u8 = b'l';
+const SPONSOR: u8 = b's';
 /// A full disk may have room again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);

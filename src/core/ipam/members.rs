@@ -1,11 +1,13 @@
 //! Who belongs to the address space, and how a newcomer comes to.
 //!
 //! ```text
+//! newcomer ─Digest─▶ sponsor ─State─▶ newcomer: keeps whom it asks
 //! newcomer ─Join─▶ sponsor ─Add(joiners, hash of what I know)─▶ admitted members ─AddYes─▶ sponsor: majority? ─▶ admitted
 //!                                                                              └─AddNo(what I know)─▶ sponsor learns, asks again
 //! ```
 //! A member votes only for a sponsor that knows every member it knows itself, and knows the joiners from then on. So two majorities share a voter, and the
 //! one that comes second was asked by somebody who knew of the first: admissions are totally ordered though nobody orders them.
+//! A newcomer has one sponsor until that one is removed: two would each leave it out of their count, and one of them count too few.
 //! Members are never forgotten, removed ones least of all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,6 +111,10 @@ pub(super) struct Adding {
 pub(super) struct Joining {
     tries: u32,
     next: Time,
+    /// Was asked whether it is there.
+    knocked: Option<ShortId>,
+    /// The only one that may let this peer in, unless it is removed. On disk before it is asked.
+    pub sponsor: Option<ShortId>,
 }
 
 /// The newcomer.
@@ -129,17 +135,54 @@ impl Ipam {
             return;
         }
         self.joining.next = now + RETRY_EVERY;
+        if let Some(sponsor) = self.sponsored_by() {
+            return self.send(sponsor, Message::Join { cluster: self.cluster() });
+        }
         // All ask the same sponsor, so that one vote is for many; after some tries the next one.
         let near = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
         let sponsors: Vec<ShortId> = self.members.admitted().filter(near).collect();
         let at = (self.joining.tries / TRIES_EACH) as usize % sponsors.len().max(1);
         let Some(sponsor) = sponsors.get(at).copied() else { return };
         self.joining.tries = self.joining.tries.wrapping_add(1);
-        self.send(sponsor, Message::Join { cluster: self.cluster() });
+        if self.rules.one_sponsor() {
+            // One that answers: it is asked from then on, whatever becomes of it.
+            self.joining.knocked = Some(sponsor);
+            self.send(sponsor, Message::Digest { cluster: self.cluster(), hash: 0 });
+        } else {
+            self.send(sponsor, Message::Join { cluster: self.cluster() });
+        }
+    }
+
+    /// Who was knocked at has answered.
+    pub(super) fn on_sponsor_heard(&mut self, from: ShortId) {
+        if self.joining.knocked == Some(from) && self.wants_in() && self.turn_to(from) {
+            self.send(from, Message::Join { cluster: self.cluster() });
+        }
+    }
+
+    /// From now on this one is to let this peer in. False when another is.
+    pub(super) fn turn_to(&mut self, sponsor: ShortId) -> bool {
+        let free = self.sponsored_by().is_none_or(|now| now == sponsor);
+        if free && self.rules.one_sponsor() {
+            self.joining.knocked = None;
+            self.joining.sponsor = Some(sponsor);
+            self.keep_sponsor();
+        }
+        free || !self.rules.one_sponsor()
+    }
+
+    fn sponsored_by(&self) -> Option<ShortId> {
+        self.joining.sponsor.filter(|sponsor| !self.members.is_removed(*sponsor))
     }
 
     pub(super) fn why_not_admitted(&self, view: &View) -> String {
         let reachable = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
+        if let Some(sponsor) = self.sponsored_by().filter(|sponsor| !reachable(sponsor)) {
+            let name = view.peers.get(&sponsor).map_or_else(|| format!("{:x}", sponsor.0), |peer| peer.name.clone());
+            return format!(
+                "waiting for {name}, which was letting this peer in and is away: if it is gone for good, run 'meshctl rmpeer {name}' elsewhere"
+            );
+        }
         let members = self.members.present().filter(|id| *id != self.config.me).count();
         let near = self.members.admitted().filter(reachable).count();
         format!("waiting for a majority of the {members} members to let this peer in: {near} of them can be reached")

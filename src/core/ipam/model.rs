@@ -214,9 +214,10 @@ impl Model for Small {
             }
             Action::Join(from, to) => {
                 state.left.joins -= 1;
-                if !state.machines[from].wants_in() {
+                if !state.machines[from].wants_in() || !state.machines[from].turn_to(id(to)) {
                     return None;
                 }
+                self.drain(&mut state, from);
                 let message = Message::Join { cluster: state.machines[from].cluster() };
                 state.net.insert(Letter { from, to, message });
             }

@@ -18,6 +18,7 @@ pub struct Without {
     pub freeze: bool,
     pub majority: bool,
     pub contained_views: bool,
+    pub one_sponsor: bool,
     pub not_fewer: bool,
     pub own_only: bool,
     pub fence: bool,
@@ -49,6 +50,8 @@ rules! {
     majority,
     /// A member votes for a newcomer only when the sponsor knows every member that it knows.
     contained_views,
+    /// A newcomer has one sponsor until that one is removed.
+    one_sponsor,
     /// A removal needs no fewer members than it removes.
     not_fewer,
     /// Only the owner gives an address out or away.

@@ -93,6 +93,7 @@ impl Ipam {
             return;
         }
         self.merge(state);
+        self.on_sponsor_heard(from);
         self.try_commit(now, view);
         if full {
             self.on_outcome(from, state);

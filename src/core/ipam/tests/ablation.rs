@@ -195,6 +195,52 @@ fn without_views_that_contain_each_other() {
     assert!(two_sponsors(Without { contained_views: true, ..Without::default() }) > 0);
 }
 
+/// p3 asks p2 to let it in, and is cut off from it; p0 and p1 let it in; p1 and p2 let in p4 together with p3, so without counting p3, and die; p0 and p3,
+/// who have not heard of p4, remove them.
+fn two_batches(without: Without) -> usize {
+    let mut lab = Lab::seeds(SMALL, 3, without);
+    let cut = |lab: &mut Lab, pairs: &[(usize, usize)]| {
+        lab.cut = pairs.iter().copied().collect();
+        lab.look();
+    };
+    let asks = |letter: &Letter| letter.from == 2 && matches!(letter.message, Message::Add { .. });
+    lab.hold(asks);
+    let a = lab.add(Init::Auto, 1);
+    cut(&mut lab, &[(0, 2), (0, a), (1, a)]);
+    lab.run(3);
+    assert!(lab.held.iter().any(asks), "p2 asks for p3");
+    // What p1 knows of the others it keeps to itself.
+    let tells = |letter: &Letter| matches!(letter.message, Message::State { .. } | Message::Digest { .. });
+    lab.hold(move |letter| asks(letter) || letter.from == 1 && tells(letter));
+    cut(&mut lab, &[(0, 2), (1, a), (2, a)]);
+    lab.run(10);
+    if without.one_sponsor {
+        assert_eq!(lab.ready(a), Ok(()));
+    } else {
+        assert!(lab.ready(a).unwrap_err().contains("waiting for p2"));
+    }
+    lab.hold(move |letter| letter.from == 1 && tells(letter));
+    let b = lab.add(Init::Auto, 1);
+    cut(&mut lab, &[(0, 2), (1, a), (2, a), (0, b), (1, b), (a, b)]);
+    lab.run(10);
+    assert_eq!(lab.ready(b), Ok(()));
+    assert!(lab.exhaust(b) > 0);
+    lab.die(1);
+    lab.die(2);
+    let removed = lab.remove(0, &[1, 2], false);
+    assert_eq!(removed.is_ok(), without.one_sponsor);
+    for at in [0, a] {
+        lab.exhaust(at);
+    }
+    lab.doubled(&[0, a, b]).len()
+}
+
+#[test]
+fn without_one_sponsor_for_each() {
+    assert_eq!(two_batches(Without::default()), 0);
+    assert!(two_batches(Without { one_sponsor: true, ..Without::default() }) > 0);
+}
+
 /// p0 is cut off and removed though it lives; it comes back.
 fn undead(without: Without) -> (usize, usize) {
     let mut lab = Lab::seeds(SMALL, 3, without);
