@@ -170,8 +170,8 @@ pub enum Message {
     Ask { cluster: [u8; 16], ask: Ask },
     /// 3: the answer, and the runs that changed.
     Answer { cluster: [u8; 16], token: u64, outcome: Outcome, state: State },
-    /// 4: I want to belong.
-    Join { cluster: [u8; 16] },
+    /// 4: I want to belong, and ask nobody else. `attempt`: how often I have chosen whom to ask.
+    Join { cluster: [u8; 16], attempt: u32 },
     /// 5: may these belong? `members`: all that the sender knows, when a hash of them was not enough.
     Add { cluster: [u8; 16], joiners: Vec<ShortId>, hash: u64, members: Vec<Member> },
     /// 6: yes.
@@ -200,6 +200,8 @@ pub enum Message {
     Leaving { cluster: [u8; 16], state: State },
     /// 18: I have it.
     Left { cluster: [u8; 16] },
+    /// 19: I do not let you in by that attempt: choose whom to ask anew.
+    Turn { cluster: [u8; 16], attempt: u32 },
 }
 
 /// [`State`] in columns: each id once, in the order in which it owns; runs by what differs from the run before. A thousand fair shares take 18 KB.
@@ -363,7 +365,7 @@ fn bounded(length: usize, limit: usize) -> Result<(), CodecError> {
 }
 
 /// Kinds of messages that this version knows.
-const KINDS: u8 = 19;
+const KINDS: u8 = 20;
 /// What a message about addresses is wrapped in on its way: see [`crate::wire::control::Routed`].
 const ROUTED_OVERHEAD: usize = 64;
 

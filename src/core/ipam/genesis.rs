@@ -429,10 +429,7 @@ impl Ipam {
         self.promises.clear();
         self.candidacy = None;
         self.keep_candidacy();
-        self.adding = None;
-        self.wanting.clear();
-        self.joining = Default::default();
-        self.keep_sponsor();
+        self.forget_joining();
         self.conflicts.clear();
         let leased: Vec<u32> = self.leases.iter().map(|(address, _)| address).collect();
         leased.into_iter().for_each(|address| self.leases.set_unconfirmed(address, true));

@@ -100,7 +100,11 @@ impl Ipam {
         if !self.active() || within.len == 0 {
             return answer(self, Outcome::NotNow, &[]);
         }
-        let free: u64 = self.free_spans(Some(within)).iter().map(|span| u64::from(span.len)).sum();
+        let free = self.free_spans(Some(within));
+        // Two that have nothing else would send those to and fro for ever.
+        let useful = |span: &Span| span.len > 2 || (0..span.len).any(|at| !self.is_reserved(span.first + at, within));
+        let free = if free.iter().any(useful) { free } else { Vec::new() };
+        let free: u64 = free.iter().map(|span| u64::from(span.len)).sum();
         // One is asked for by name; of more, half stays here.
         let most = if within.len == 1 { free } else { free.div_ceil(2) };
         let given = self.give(from, within, u32::try_from(most).unwrap_or(u32::MAX).min(want));
@@ -255,6 +259,25 @@ impl Ipam {
             && self.may_be_given(owner)
         {
             self.write_gift(span, owner);
+        }
+    }
+
+    /// What was given to a peer in the moment it left is nobody's: that peer writes no more, so who gave it goes on as its owner.
+    pub(super) fn take_back(&mut self) {
+        if self.active() {
+            self.pass_on_lost(self.config.me);
+        }
+    }
+
+    /// Gives what this peer gave to one that had left to another.
+    pub(super) fn pass_on_lost(&mut self, to: ShortId) {
+        let me = self.config.me;
+        let lost = |held: &Held| {
+            held.giver == me && held.owner != me && self.members.is_removed(held.owner) && !self.is_awaited(held.owner)
+        };
+        let lost: Vec<Span> = self.map.iter().filter(|(_, held)| lost(held)).map(|(span, _)| span).collect();
+        for span in lost {
+            self.write_gift(span, to);
         }
     }
 

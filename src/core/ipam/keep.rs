@@ -12,6 +12,7 @@ use meshnet_proto::wire::ipam::{Ballot, Genesis, Standing};
 use meshnet_proto::{ShortId, codec};
 use serde::de::DeserializeOwned;
 
+use super::joining::Guests;
 use super::lease::{Lease, Leases};
 use super::map::{Held, Map};
 use super::members::Members;
@@ -198,8 +199,16 @@ impl Ipam {
         self.keeping.write(key(CANDIDACY, &[]), kept);
     }
 
-    pub(super) fn keep_sponsor(&mut self) {
-        self.keeping.write(key(SPONSOR, &[]), self.joining.sponsor.as_ref().and_then(encode));
+    pub(super) fn keep_choice(&mut self) {
+        self.keeping.write(key(CHOICE, &[]), encode(&self.joining.choice));
+    }
+
+    pub(super) fn keep_released(&mut self, joiner: ShortId, attempt: u32) {
+        self.keeping.write(key(RELEASED, &joiner.0.to_be_bytes()), encode(&attempt));
+    }
+
+    pub(super) fn forget_released(&mut self, joiner: ShortId) {
+        self.keeping.write(key(RELEASED, &joiner.0.to_be_bytes()), None);
     }
 
     pub(super) fn keep_vote(&mut self) {
@@ -212,6 +221,7 @@ impl Ipam {
         let mut members: BTreeMap<ShortId, Standing> = BTreeMap::new();
         let mut promises: BTreeMap<ShortId, Ballot> = BTreeMap::new();
         let mut leases: BTreeMap<u32, Lease> = BTreeMap::new();
+        let mut released: BTreeMap<ShortId, u32> = BTreeMap::new();
         let mut round = 0;
         for (key, value) in kept {
             let Some((kind, rest)) = key.split_first() else { continue };
@@ -225,7 +235,8 @@ impl Ipam {
                 CANDIDACY => self.restore_candidacy(decode(key, value)?),
                 ROUND => round = decode(key, value)?,
                 VOTE => self.vote = decode(key, value)?,
-                SPONSOR => self.joining.sponsor = Some(decode(key, value)?),
+                CHOICE => self.joining.choice = decode(key, value)?,
+                RELEASED => drop(released.insert(peer(key, rest)?, decode(key, value)?)),
                 // Of a newer version, which had its reasons.
                 _ => return Err(KeptError { key: show(key), why: "a newer version wrote it".into() }),
             }
@@ -252,6 +263,7 @@ impl Ipam {
         self.members = Members::restore(members);
         self.promises = Promises::restore(promises, round);
         self.leases = Leases::restore(leases);
+        self.guests = Guests::restore(released);
         Ok(())
     }
 }
@@ -291,6 +303,7 @@ const CANDIDACY: u8 = b'c';
 const ROUND: u8 = b'b';
 const VOTE: u8 = b'v';
 const LEASE: u8 = b'l';
-const SPONSOR: u8 = b's';
+const CHOICE: u8 = b's';
+const RELEASED: u8 = b't';
 /// A full disk may have room again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);

@@ -1,13 +1,12 @@
 //! Who belongs to the address space, and how a newcomer comes to.
 //!
 //! ```text
-//! newcomer ─Digest─▶ sponsor ─State─▶ newcomer: keeps whom it asks
 //! newcomer ─Join─▶ sponsor ─Add(joiners, hash of what I know)─▶ admitted members ─AddYes─▶ sponsor: majority? ─▶ admitted
 //!                                                                              └─AddNo(what I know)─▶ sponsor learns, asks again
 //! ```
 //! A member votes only for a sponsor that knows every member it knows itself, and knows the joiners from then on. So two majorities share a voter, and the
 //! one that comes second was asked by somebody who knew of the first: admissions are totally ordered though nobody orders them.
-//! A newcomer has one sponsor until that one is removed: two would each leave it out of their count, and one of them count too few.
+//! That count leaves the joiners out, so each has one sponsor only (`joining`).
 //! Members are never forgotten, removed ones least of all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use meshnet_proto::wire::ipam::{Member, Message, Standing};
 use meshnet_proto::{ShortId, limits};
 
-use super::{Init, Ipam, RETRY_EVERY, View};
+use super::{Ipam, RETRY_EVERY, View};
 use crate::node::Level;
 use crate::time::Time;
 use crate::topology::digest::mix;
@@ -106,110 +105,37 @@ pub(super) struct Adding {
     pub next: Time,
 }
 
-/// This peer's own way in.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(super) struct Joining {
-    tries: u32,
-    next: Time,
-    /// Was asked whether it is there.
-    knocked: Option<ShortId>,
-    /// The only one that may let this peer in, unless it is removed. On disk before it is asked.
-    pub sponsor: Option<ShortId>,
-}
-
-/// The newcomer.
-impl Ipam {
-    pub(super) fn wants_in(&self) -> bool {
-        self.genesis.is_some()
-            && self.config.init != Init::Observer
-            && self.doubt.is_none()
-            && !matches!(self.members.standing(self.config.me), Some(Standing::Admitted | Standing::Removed))
-    }
-
-    pub(super) fn join_deadline(&self) -> Time {
-        if self.wants_in() { self.joining.next } else { Time::NEVER }
-    }
-
-    pub(super) fn join_if_due(&mut self, now: Time, view: &View, at_once: bool) {
-        if !self.wants_in() || now < self.joining.next && !at_once {
-            return;
-        }
-        self.joining.next = now + RETRY_EVERY;
-        if let Some(sponsor) = self.sponsored_by() {
-            return self.send(sponsor, Message::Join { cluster: self.cluster() });
-        }
-        // All ask the same sponsor, so that one vote is for many; after some tries the next one.
-        let near = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
-        let sponsors: Vec<ShortId> = self.members.admitted().filter(near).collect();
-        let at = (self.joining.tries / TRIES_EACH) as usize % sponsors.len().max(1);
-        let Some(sponsor) = sponsors.get(at).copied() else { return };
-        self.joining.tries = self.joining.tries.wrapping_add(1);
-        if self.rules.one_sponsor() {
-            // One that answers: it is asked from then on, whatever becomes of it.
-            self.joining.knocked = Some(sponsor);
-            self.send(sponsor, Message::Digest { cluster: self.cluster(), hash: 0 });
-        } else {
-            self.send(sponsor, Message::Join { cluster: self.cluster() });
-        }
-    }
-
-    /// Who was knocked at has answered.
-    pub(super) fn on_sponsor_heard(&mut self, from: ShortId) {
-        if self.joining.knocked == Some(from) && self.wants_in() && self.turn_to(from) {
-            self.send(from, Message::Join { cluster: self.cluster() });
-        }
-    }
-
-    /// From now on this one is to let this peer in. False when another is.
-    pub(super) fn turn_to(&mut self, sponsor: ShortId) -> bool {
-        let free = self.sponsored_by().is_none_or(|now| now == sponsor);
-        if free && self.rules.one_sponsor() {
-            self.joining.knocked = None;
-            self.joining.sponsor = Some(sponsor);
-            self.keep_sponsor();
-        }
-        free || !self.rules.one_sponsor()
-    }
-
-    fn sponsored_by(&self) -> Option<ShortId> {
-        self.joining.sponsor.filter(|sponsor| !self.members.is_removed(*sponsor))
-    }
-
-    pub(super) fn why_not_admitted(&self, view: &View) -> String {
-        let reachable = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
-        if let Some(sponsor) = self.sponsored_by().filter(|sponsor| !reachable(sponsor)) {
-            let name = view.peers.get(&sponsor).map_or_else(|| format!("{:x}", sponsor.0), |peer| peer.name.clone());
-            return format!(
-                "waiting for {name}, which was letting this peer in and is away: if it is gone for good, run 'meshctl rmpeer {name}' elsewhere"
-            );
-        }
-        let members = self.members.present().filter(|id| *id != self.config.me).count();
-        let near = self.members.admitted().filter(reachable).count();
-        format!("waiting for a majority of the {members} members to let this peer in: {near} of them can be reached")
-    }
-}
-
 /// The sponsor.
 impl Ipam {
-    pub(super) fn on_join(&mut self, now: Time, view: &View, from: ShortId) {
-        self.sponsor(now, view, from);
-    }
-
     /// Begins, or prepares, the admission of a peer.
-    pub(super) fn sponsor(&mut self, now: Time, view: &View, joiner: ShortId) -> bool {
+    pub(super) fn on_join(&mut self, now: Time, view: &View, joiner: ShortId, attempt: u32) {
         if !self.active() || self.members.is_removed(joiner) {
-            return false;
+            return;
         }
         if self.is_admitted(joiner) {
             // It has not heard.
-            self.send(joiner, self.full_state());
-            return false;
+            return self.send(joiner, self.full_state());
+        }
+        if self.guests.is_released(joiner, attempt) {
+            return self.send(joiner, Message::Turn { cluster: self.cluster(), attempt });
         }
         if self.wanting.len() < limits::IPAM_MEMBERS_MAX {
             self.wanting.insert(joiner);
+            self.guests.asked(joiner, attempt);
         }
         self.add_if_due(now, view, false);
-        true
+    }
+
+    /// Lets all newcomers go that wait here: another sponsor, with a lower id, is letting others in, and each would wait for the votes of the other's.
+    fn release(&mut self) {
+        let adding = self.adding.take().map(|adding| adding.joiners).unwrap_or_default();
+        let wanting = std::mem::take(&mut self.wanting);
+        for joiner in adding.union(&wanting) {
+            // On disk before it hears of it: from then on it may be another's.
+            let Some(attempt) = self.guests.release(*joiner) else { continue };
+            self.keep_released(*joiner, attempt);
+            self.send(*joiner, Message::Turn { cluster: self.cluster(), attempt });
+        }
     }
 
     pub(super) fn add_if_due(&mut self, now: Time, view: &View, at_once: bool) {
@@ -369,6 +295,9 @@ impl Ipam {
         if !self.active() || self.is_frozen(from) {
             return;
         }
+        if from < self.config.me && self.adding.is_some() && self.rules.one_sponsor() {
+            self.release();
+        }
         let cluster = self.cluster();
         let mut with = self.members.clone();
         joiners.iter().for_each(|id| {
@@ -391,6 +320,3 @@ impl Ipam {
         self.send(from, Message::AddYes { cluster, joiners, hash });
     }
 }
-
-/// Tries with one sponsor before the next one is asked.
-const TRIES_EACH: u32 = 3;

@@ -18,6 +18,7 @@
 mod genesis;
 mod grant;
 mod io;
+mod joining;
 mod keep;
 mod lease;
 mod map;
@@ -51,10 +52,11 @@ pub use rules::Without;
 
 use genesis::Election;
 use grant::Refill;
+use joining::{Guests, Joining};
 use keep::Keeping;
 use lease::Leases;
 use map::Map;
-use members::{Adding, Joining, Members};
+use members::{Adding, Members};
 use reclaim::{Candidacy, Promises};
 use requests::Waiting;
 
@@ -83,6 +85,7 @@ pub struct Ipam {
     links: BTreeMap<LinkId, ShortId>,
     joining: Joining,
     wanting: BTreeSet<ShortId>,
+    guests: Guests,
     adding: Option<Adding>,
     election: Election,
     refill: Refill,
@@ -126,6 +129,7 @@ impl Ipam {
             links: BTreeMap::new(),
             joining: Joining::default(),
             wanting: BTreeSet::new(),
+            guests: Guests::default(),
             adding: None,
             election: Election::new(now),
             refill: Refill::default(),
@@ -181,6 +185,7 @@ impl Ipam {
             self.share(view);
             self.refill(now, view);
             self.use_own_outcome();
+            self.take_back();
             self.confirm_leases(now);
         }
         self.serve_waiting(now, view);
@@ -233,7 +238,7 @@ impl Ipam {
         match message {
             Message::Ask { ask, .. } => self.on_ask(now, from, ask),
             Message::Answer { token, outcome, state, .. } => self.on_answer(now, view, from, token, outcome, &state),
-            Message::Join { .. } => self.on_join(now, view, from),
+            Message::Join { attempt, .. } => self.on_join(now, view, from, attempt),
             Message::Add { joiners, hash, members, .. } => self.on_add(from, joiners, hash, &members),
             Message::AddYes { joiners, hash, .. } => self.on_add_yes(from, &joiners, hash),
             Message::AddNo { members, .. } => self.on_add_no(now, view, from, &members),
@@ -245,6 +250,7 @@ impl Ipam {
             Message::Withdraw { ballot, gone, .. } => self.on_withdraw(ballot, &gone),
             Message::Leaving { state, .. } => self.on_leaving(from, &state),
             Message::Left { .. } => self.on_left(from),
+            Message::Turn { attempt, .. } => self.on_turn(now, view, from, attempt),
             _ => {}
         }
     }
@@ -403,10 +409,10 @@ impl Ipam {
 fn cluster_of(message: &Message) -> Option<[u8; 16]> {
     use Message::*;
     match message {
-        Ask { cluster, .. } | Answer { cluster, .. } | Join { cluster } | Add { cluster, .. } => Some(*cluster),
+        Ask { cluster, .. } | Answer { cluster, .. } | Join { cluster, .. } | Add { cluster, .. } => Some(*cluster),
         AddYes { cluster, .. } | AddNo { cluster, .. } | Prepare { cluster, .. } => Some(*cluster),
         Promise { cluster, .. } | Refuse { cluster, .. } | Withdraw { cluster, .. } => Some(*cluster),
-        Leaving { cluster, .. } | Left { cluster } => Some(*cluster),
+        Leaving { cluster, .. } | Left { cluster } | Turn { cluster, .. } => Some(*cluster),
         State { .. } | Digest { .. } | Stand(_) | Elect { .. } | Elected { .. } | Accept { .. } | Accepted { .. } => {
             None
         }

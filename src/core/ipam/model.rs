@@ -10,7 +10,7 @@ use stateright::{Checker, Model, Property};
 
 use super::*;
 
-const RANGE: Span = Span { first: 0x0a20_0000, len: 4 };
+const RANGE: Span = Span { first: 0x0a20_0000, len: 8 };
 /// States looked at, shortest ways first: all there are in the smaller configurations.
 const STATES: usize = 100_000;
 const LONGEST: Duration = Duration::from_secs(20);
@@ -218,7 +218,8 @@ impl Model for Small {
                     return None;
                 }
                 self.drain(&mut state, from);
-                let message = Message::Join { cluster: state.machines[from].cluster() };
+                let (cluster, attempt) = (state.machines[from].cluster(), state.machines[from].joining.choice.attempt);
+                let message = Message::Join { cluster, attempt };
                 state.net.insert(Letter { from, to, message });
             }
             Action::Gossip(from, to) => {

@@ -247,7 +247,10 @@ impl Ipam {
         }
         let (ballot, force) = (candidacy.ballot, candidacy.force);
         let theirs: Vec<(Span, Held)> = self.map.iter().map(|(span, held)| (span, *held)).collect();
-        let theirs: Vec<(Span, Held)> = theirs.into_iter().filter(|(_, held)| gone.contains(&held.owner)).collect();
+        // What one of them gave to a peer that had left would have come back to it.
+        let lost = |held: &Held| gone.contains(&held.giver) && self.members.is_removed(held.owner);
+        let taken = |held: &Held| gone.contains(&held.owner) || lost(held);
+        let theirs: Vec<(Span, Held)> = theirs.into_iter().filter(|(_, held)| taken(held)).collect();
         if theirs.iter().any(|(_, held)| held.ballot >= ballot) {
             let again: Vec<ShortId> = gone.into_iter().collect();
             self.withdraw(None);
@@ -403,6 +406,8 @@ impl Ipam {
             .collect();
         if !decided.is_empty() {
             self.map.unsuspend(|_, held| held.owner == me && decided.contains(&held.giver));
+            // Nothing is to come any more that the outcome, which is known now, does not outdo.
+            decided.iter().for_each(|id| self.promises.set(*id, None));
         }
     }
 

@@ -163,9 +163,9 @@ impl Ipam {
         None
     }
 
-    fn is_reserved(&self, address: u32, within: Span) -> bool {
-        let edge = |span: Span| span.len > 2 && (address == span.first || u64::from(address) + 1 == span.end());
-        edge(within) || edge(self.config.subnet) || edge(self.config.range)
+    /// Names a network or its broadcast: given to nobody.
+    pub(super) fn is_reserved(&self, address: u32, within: Span) -> bool {
+        [within, self.config.subnet, self.config.range].iter().any(|span| is_edge(*span, address))
     }
 
     /// Looks at everything that waits.
@@ -366,9 +366,7 @@ impl Ipam {
             return;
         }
         let (range, subnet) = (self.config.range, self.config.subnet);
-        let edge =
-            |span: Span, address: u32| span.len > 2 && (address == span.first || u64::from(address) + 1 == span.end());
-        let allowed = |address: u32| !edge(within, address) && !edge(subnet, address) && !edge(range, address);
+        let allowed = |address: u32| ![within, subnet, range].iter().any(|span| is_edge(*span, address));
         let some = self.leases.begin_probe(now, spans, allowed);
         if !some.is_empty() {
             self.keeping.push(Output::Probe(some));
@@ -463,18 +461,7 @@ impl Ipam {
         if self.doubt.is_some() {
             return Some(Err(Refusal::No(self.ready(view).err().unwrap_or_default())));
         }
-        let near = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
-        let mut owned: Vec<(u64, ShortId)> = self
-            .members
-            .admitted()
-            .filter(|id| *id != self.config.me && near(id) && !self.is_frozen(*id))
-            .map(|id| {
-                let spans = self.map.iter().filter(|(_, held)| held.owner == id);
-                (spans.map(|(span, _)| u64::from(span.len)).sum(), id)
-            })
-            .collect();
-        owned.sort_unstable();
-        let Some((_, heir)) = owned.first().copied() else {
+        let Some(heir) = self.heir(view) else {
             if !admitted {
                 self.keeping.push(Output::Left);
                 return Some(Ok(Answer::Done));
@@ -490,12 +477,34 @@ impl Ipam {
         None
     }
 
-    pub(super) fn leave_if_due(&mut self, now: Time, _view: &View) {
+    /// Who has the least of those that can be reached.
+    fn heir(&self, view: &View) -> Option<ShortId> {
+        let near = |id: &ShortId| view.peers.get(id).is_some_and(|peer| peer.reachable);
+        let owned = |id: ShortId| -> u64 {
+            let spans = self.map.iter().filter(|(_, held)| held.owner == id);
+            spans.map(|(span, _)| u64::from(span.len)).sum()
+        };
+        let others = self.members.admitted().filter(|id| *id != self.config.me && near(id) && !self.is_frozen(*id));
+        others.min_by_key(|id| (owned(*id), *id))
+    }
+
+    pub(super) fn leave_if_due(&mut self, now: Time, view: &View) {
+        let another = self.heir(view);
         let Some(leaving) = &mut self.leaving else { return };
-        let Some(heir) = leaving.heir else {
+        let Some(mut heir) = leaving.heir else {
             leaving.next = Time::NEVER;
             return;
         };
+        if self.members.is_removed(heir)
+            && let Some(another) = another
+        {
+            // It left, too, before it took anything.
+            heir = another;
+            leaving.heir = Some(heir);
+            leaving.next = now;
+            self.pass_on_lost(heir);
+        }
+        let Some(leaving) = &mut self.leaving else { return };
         if now < leaving.next {
             return;
         }
@@ -508,15 +517,17 @@ impl Ipam {
             self.reply(token, Err(Refusal::Later(why.into())));
             return;
         }
-        // What somebody gave before it heard of it goes on, too.
-        self.give_all(heir);
+        // What somebody gave before it heard of it comes too late: the giver takes it back.
         let message = Message::Leaving { cluster: self.cluster(), state: self.whole() };
         self.send(heir, message);
     }
 
     pub(super) fn on_leaving(&mut self, from: ShortId, state: &State) {
         self.merge(state);
-        self.send(from, Message::Left { cluster: self.cluster() });
+        // Who leaves itself keeps nothing.
+        if self.leaving.is_none() {
+            self.send(from, Message::Left { cluster: self.cluster() });
+        }
     }
 
     pub(super) fn on_left(&mut self, from: ShortId) {
@@ -529,6 +540,10 @@ impl Ipam {
         self.reply(token, Ok(Answer::Done));
         self.keeping.push(Output::Left);
     }
+}
+
+fn is_edge(span: Span, address: u32) -> bool {
+    span.len > 2 && (address == span.first || u64::from(address) + 1 == span.end())
 }
 
 /// `10.32.0.1`.

@@ -21,8 +21,8 @@ fn twenty_thousand_schedules_give_no_address_twice() {
     assert!(faults.is_empty(), "{} of 20,000 go wrong, first: {}", faults.len(), faults[0]);
 }
 
-/// Healed at their end, schedules stay safe, and all but a few also come to rest. Known not to: an address that was given to a peer at the moment it left
-/// stays that peer's, and so is lost; some removals of peers that were removing others do not end.
+/// Healed at their end, schedules stay safe, and all but a few also come to rest. Known not to: two that leave at the same moment, each to the other, and
+/// crash meanwhile, so that what they had is lost.
 #[test]
 fn healed_schedules_come_to_rest() {
     let faults = faults(2_000, Plan { steps: ALL, heal: true, ..Plan::default() });
@@ -32,7 +32,7 @@ fn healed_schedules_come_to_rest() {
     assert!(doubled.is_empty(), "{} of 2,000 go wrong, first: {}", doubled.len(), doubled[0]);
     let first: Vec<&str> = faults.iter().filter_map(|fault| fault.lines().next()).take(20).collect();
     println!("{} of 2,000 do not come to rest:\n{}", faults.len(), first.join("\n"));
-    assert!(faults.len() <= 20, "{} of 2,000 do not come to rest:\n{}\n{}", faults.len(), first.join("\n"), faults[0]);
+    assert!(faults.len() <= 4, "{} of 2,000 do not come to rest:\n{}\n{}", faults.len(), first.join("\n"), faults[0]);
 }
 
 #[track_caller]

@@ -266,6 +266,90 @@ fn who_leaves_gives_everything_back() {
 }
 
 #[test]
+fn two_that_leave_to_each_other_at_once_leave_nothing_behind() {
+    let mut lab = Lab::seeds(SMALL, 3, Without::default());
+    // p2 owns the most, so each of the others chooses the other.
+    lab.hold(|letter| matches!(letter.message, Message::Leaving { .. }));
+    let tokens = [0, 1].map(|at| lab.request(at, Request::Leave));
+    let late = std::mem::take(&mut lab.held);
+    lab.hold(|_| false);
+    late.into_iter().for_each(|letter| lab.arrive(letter));
+    lab.run(8);
+    for token in tokens {
+        assert_eq!(lab.replies.remove(&token), Some(Ok(Answer::Done)));
+    }
+    assert_eq!(lab.owned(2), u64::from(SMALL.len));
+}
+
+#[test]
+fn what_was_given_to_one_that_left_comes_back() {
+    let mut lab = Lab::seeds(SMALL, 3, Without::default());
+    let gives = |letter: &Letter| matches!(letter.message, Message::Answer { .. } | Message::State { .. });
+    lab.hold(move |letter| letter.from == 0 && letter.to == 1 && gives(letter));
+    let ask = Message::Ask {
+        cluster: lab.machines[0].cluster(),
+        ask: meshnet_proto::wire::ipam::Ask { token: 1, within: SMALL, want: 2 },
+    };
+    lab.arrive(Letter { from: 1, to: 0, told: false, message: ask });
+    assert_eq!(lab.held.iter().filter(|letter| matches!(letter.message, Message::Answer { .. })).count(), 1);
+    assert_eq!(lab.ask(1, Request::Leave), Ok(Answer::Done));
+    lab.die(1);
+    lab.run(12);
+    assert_eq!(lab.owned(0) + lab.owned(2), u64::from(SMALL.len));
+    lab.assert_agree();
+}
+
+#[test]
+fn newcomers_of_two_sponsors_do_not_wait_for_each_other() {
+    let mut lab = Lab::seeds(SMALL, 2, Without::default());
+    lab.split(&[0], &[1]);
+    let some: Vec<usize> = (0..4).map(|_| lab.add(Init::Auto, 1)).collect();
+    // p2 and p3 can reach p0 alone, p4 and p5 p1 alone.
+    let pairs = [(0, 1), (0, some[2]), (0, some[3]), (1, some[0]), (1, some[1])];
+    lab.cut = pairs.into_iter().chain(some[..2].iter().flat_map(|a| some[2..].iter().map(|b| (*a, *b)))).collect();
+    lab.look();
+    lab.run(10);
+    assert!(some.iter().all(|at| lab.ready(*at).is_err()));
+    lab.heal();
+    lab.run(15);
+    for at in some {
+        assert_eq!(lab.ready(at), Ok(()), "p{at}");
+    }
+    lab.assert_agree();
+}
+
+#[test]
+fn a_newcomer_waits_for_its_sponsor_even_if_restarted_and_says_so() {
+    let mut lab = Lab::seeds(SMALL, 3, Without::default());
+    lab.split(&[0], &[1, 2]);
+    let new = lab.add(Init::Auto, 1);
+    lab.split(&[new], &[1, 2]);
+    lab.run(5);
+    lab.die(0);
+    lab.heal();
+    lab.run(20);
+    lab.restart(new);
+    lab.run(5);
+    assert!(lab.ready(new).unwrap_err().contains("run 'meshctl rmpeer p0' at another"), "{:?}", lab.ready(new));
+    lab.remove(1, &[0], false).unwrap();
+    lab.run(10);
+    assert_eq!(lab.ready(new), Ok(()));
+    lab.assert_agree();
+}
+
+#[test]
+fn two_that_have_only_what_nobody_can_use_do_not_send_it_to_and_fro() {
+    let mut lab = Lab::seeds(Span { len: 4, ..SMALL }, 2, Without::default());
+    for at in [0, 1] {
+        assert!(lab.alloc(at, &format!("a{at}")).is_ok());
+    }
+    let tokens = [0, 1].map(|at| lab.request(at, Request::Alloc { owner: format!("b{at}"), within: None }));
+    lab.run(8);
+    assert!(tokens.iter().all(|token| lab.replies[token].is_err()));
+    assert!(lab.asks.iter().all(|asks| *asks <= 10), "{:?}", lab.asks);
+}
+
+#[test]
 fn the_dead_are_removed_and_their_space_is_used_again() {
     let mut lab = Lab::seeds(SMALL, 4, Without::default());
     lab.die(0);

@@ -148,7 +148,7 @@ fn it_is_refreshed() {
     assert!(few.len() >= 9 && few.iter().all(|ms| (225_000..=300_000).contains(ms)), "{few:?}");
     assert!(few.windows(2).any(|pair| pair[0] != pair[1]), "peers that started together do not stay together: {few:?}");
     let mut own = settled();
-    own.set_mesh_size(60);
+    own.set_mesh_size(20);
     let more = between(&mut own, 3_000_000);
     assert!(more.len() >= 4 && more.iter().all(|ms| (450_000..=600_000).contains(ms)), "more seldom in a large mesh");
 }
