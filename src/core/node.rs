@@ -35,6 +35,8 @@ use crate::peer::path::TICK;
 use crate::peer::targets::Dials;
 use crate::route::{FloodTrees, Pace, Routes};
 use crate::time::Time;
+#[cfg(any(test, feature = "sim"))]
+use crate::topology::Merge;
 use crate::topology::own::{Origin, Originator};
 use crate::topology::{Graph, Topology};
 
@@ -277,6 +279,17 @@ impl Node {
     /// Fills the storm budgets for the time that passed since the last call: the driver's tick, so that the frame path reads no clock.
     pub fn refill(&mut self, elapsed: Duration) {
         self.refill_budgets(elapsed);
+    }
+
+    /// Hands over records all at once, as if gossip had brought them: simulations of large meshes begin there.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn preload(&mut self, now: Time, records: &[std::sync::Arc<crate::identity::Admitted>]) {
+        for admitted in records {
+            if let Merge::New | Merge::Updated(_) = self.topology.merge(now, admitted.clone()) {
+                self.on_record(now, admitted.id, true, true);
+            }
+        }
+        self.settle(now);
     }
 
     fn on_tick(&mut self, now: Time) {

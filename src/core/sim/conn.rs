@@ -159,6 +159,9 @@ impl Sim {
 
     pub(super) fn on_send(&mut self, host: HostId, link: LinkId, bytes: Arc<[u8]>) {
         let Some((id, end)) = self.conns.by_link.get(&(host, link)).copied() else { return };
+        if self.mute && bytes[LENGTH_BYTES] == 0 && (2..=6).contains(&bytes[LENGTH_BYTES + 1]) {
+            return;
+        }
         self.metrics.messages += 1;
         self.metrics.message_bytes += bytes.len() as u64;
         self.hosts[host].sent_bytes += bytes.len() as u64;

@@ -9,7 +9,7 @@
 //! virtual addresses follow the routes of the nodes, hop by hop. Sealed datagrams are real. After every event the invariants are checked: no frame reaches a
 //! host twice, nor one that it was not for; no queue grows without bound.
 //!
-//! For tests and examples only. Lacks: bytes of QUIC, congestion, CPU time.
+//! For tests and benchmarks only. Lacks: bytes of QUIC, congestion, CPU time.
 #![allow(
     clippy::indexing_slicing,
     clippy::unwrap_used,
@@ -55,6 +55,8 @@ pub struct Sim {
     pub rng: StdRng,
     /// What happened so far.
     pub metrics: Metrics,
+    /// Messages of gossip are lost, so that a mesh can link without telling.
+    pub mute: bool,
     /// Frames that were injected: number to (source, destination; none: everybody).
     frames: BTreeMap<u64, Injected>,
     conns: Conns,
@@ -121,6 +123,7 @@ impl Sim {
             hosts: Vec::new(),
             rng: StdRng::seed_from_u64(seed),
             metrics: Metrics::default(),
+            mute: false,
             frames: BTreeMap::new(),
             conns: Conns::default(),
             queue: BinaryHeap::new(),
