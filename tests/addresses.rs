@@ -300,6 +300,77 @@ fn a_wiped_state_is_a_new_peer() {
     });
 }
 
+/// `c` is cut off and removed by force though it lives; it comes back, notices, stops, and starts as a new peer that claims what it gave out.
+#[test]
+fn removed_though_alive() {
+    lab::test("removed_though_alive", |lab| {
+        let (switch, mut peers) = mesh(lab, &["a", "b", "c"]);
+        let old = peers[2].status()["peer"]["id"].as_str().expect("id").to_owned();
+        let address = alloc(&peers[2], "web").expect("an address");
+        switch.host().run(&["ip", "link", "set", "port2", "down"]);
+        peers[0].await_peers(2, 15 * SECOND);
+        peers[0].ctl(&["rmpeer", "--force", "c"]);
+        await_split(&peers[..2], ALL, 10 * SECOND);
+        switch.host().run(&["ip", "link", "set", "port2", "up"]);
+        let mut c = peers.pop().expect("c");
+        let status = c.await_exit(40 * SECOND).expect("c hears that it was removed, and stops");
+        assert!(!status.success());
+        let log = c.log_text();
+        assert!(log.contains("declared this one") && log.contains("1 running containers"), "{log}");
+        let host = c.host.clone();
+        drop(c);
+        peers.push(start(lab, &host, &[]));
+        await_split(&peers, ALL, 20 * SECOND);
+        assert_ne!(peers[2].status()["peer"]["id"], old.as_str(), "a new identity");
+        lab::wait("what it gave out is its own again", 10 * SECOND, || {
+            leases(&peers[2]).get(&plain(&address)).map(String::as_str) == Some("web")
+        });
+        union(&peers);
+    });
+}
+
+/// The state directory of `c` is an old copy, as of a snapshot: it notices and gives out nothing, until `--restored` makes it a new peer.
+#[test]
+fn a_restored_old_copy() {
+    lab::test("a_restored_old_copy", |lab| {
+        let (_switch, mut peers) = mesh(lab, &["a", "b", "c"]);
+        let old = peers[2].status()["peer"]["id"].as_str().expect("id").to_owned();
+        let address = alloc(&peers[2], "web").expect("an address");
+        let mut c = peers.pop().expect("c");
+        c.stop("TERM");
+        let copy = c.state.with_extension("copy");
+        lab::ok("cp", &["-a", c.state.to_str().expect("path"), copy.to_str().expect("path")]);
+        let (host, state) = (c.host.clone(), c.state.clone());
+        drop(c);
+        let mut c = start(lab, &host, &[]);
+        c.await_status("ready", 20 * SECOND, |status| status["ipam"]["state"] == "ready");
+        // What the copy does not know: something of c's is another's now.
+        let theirs = leases(&c).into_keys().next().expect("web's");
+        let next = plain(&said(&c, &["ip", "alloc", "more"]).expect("an address"));
+        c.ctl(&["ip", "free", "more"]);
+        said(&peers[0], &["ip", "claim", "moved", &next]).expect("c gives it");
+        c.stop("KILL");
+        std::fs::remove_dir_all(&state).expect("state");
+        std::fs::rename(&copy, &state).expect("the copy");
+        drop(c);
+        let mut c = start(lab, &host, &[]);
+        c.await_status("in doubt", 20 * SECOND, |status| status["ipam"]["state"] != "ready");
+        refused(&c, &["ip", "alloc", "third"], 1, "--restored");
+        c.stop("TERM");
+        drop(c);
+        let c = start(lab, &host, &["--restored"]);
+        assert_ne!(c.status()["peer"]["id"], old.as_str(), "a new identity");
+        peers[0].ctl(&["rmpeer", "--force", &old[..12]]);
+        peers.push(c);
+        await_split(&peers, ALL, 20 * SECOND);
+        lab::wait("web has its address again", 15 * SECOND, || {
+            leases(&peers[2]).get(&theirs).map(String::as_str) == Some("web")
+        });
+        assert_eq!(plain(&address), theirs);
+        union(&peers);
+    });
+}
+
 /// Two operators remove the same dead peer at the same moment.
 #[test]
 fn removed_on_two_machines_at_once() {

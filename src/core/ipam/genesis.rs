@@ -409,7 +409,7 @@ impl Ipam {
         self.keep_genesis();
         self.election.attempt = None;
         self.election.other_range = None;
-        self.merge(state);
+        let _ = self.merge(state, true);
         self.join_if_due(now, view, true);
         true
     }

@@ -125,7 +125,7 @@ impl Ipam {
         outcome: Outcome,
         state: &State,
     ) {
-        self.merge(state);
+        let _ = self.merge(state, false);
         if self.refill.asked == Some((token, from)) {
             self.refill.asked = None;
             if outcome == Outcome::Given {

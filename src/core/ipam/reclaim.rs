@@ -202,7 +202,7 @@ impl Ipam {
         admitted: bool,
         state: &State,
     ) {
-        self.merge(state);
+        let _ = self.merge(state, true);
         match &mut self.candidacy {
             Some(candidacy) if candidacy.ballot == ballot => {
                 candidacy.promised.insert(from, admitted);

@@ -523,7 +523,7 @@ impl Ipam {
     }
 
     pub(super) fn on_leaving(&mut self, from: ShortId, state: &State) {
-        self.merge(state);
+        let _ = self.merge(state, true);
         // Who leaves itself keeps nothing.
         if self.leaving.is_none() {
             self.send(from, Message::Left { cluster: self.cluster() });

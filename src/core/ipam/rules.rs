@@ -22,6 +22,7 @@ pub struct Without {
     pub not_fewer: bool,
     pub own_only: bool,
     pub fence: bool,
+    pub whole_removals: bool,
 }
 
 macro_rules! rules {
@@ -58,6 +59,8 @@ rules! {
     own_only,
     /// A removed peer gives out nothing.
     fence,
+    /// A removal is believed only with all that its teller knows.
+    whole_removals,
 }
 
 #[allow(clippy::derivable_impls, reason = "the field is there in test builds only")]

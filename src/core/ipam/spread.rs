@@ -2,7 +2,7 @@
 //! with one neighbour every 10 s repairs the rest. A whole state is sent only to who differs.
 
 use meshnet_proto::ShortId;
-use meshnet_proto::wire::ipam::{Genesis, Message, Span, Standing, State};
+use meshnet_proto::wire::ipam::{Genesis, Member, Message, Span, Standing, State};
 
 use super::map::Piece;
 use super::{Ipam, Told, View};
@@ -92,7 +92,14 @@ impl Ipam {
         if !self.same_space(now, view, from, link, genesis, full, state) {
             return;
         }
-        self.merge(state);
+        if self.merge(state, full) {
+            // From who knows of a removal comes, in whole, all that the removed one ever gave.
+            let message = Message::Digest { cluster: genesis.uuid, hash: 0 };
+            match link {
+                Some(link) => self.keeping.push(super::Output::Tell { link, message }),
+                None => self.send(from, message),
+            }
+        }
         self.on_sponsor_heard(from);
         self.try_commit(now, view);
         if full {
@@ -122,10 +129,14 @@ impl Ipam {
         State { members, runs }
     }
 
-    /// Takes in what another member knows.
-    pub(super) fn merge(&mut self, state: &State) {
-        for member in &state.members {
-            self.members.raise(member.id, member.standing);
+    /// Takes in what another member knows. A removal is believed only with all that its sender knows, so that who knows of it knows everything that the removed
+    /// one gave away: true when there is one that was not believed.
+    pub(super) fn merge(&mut self, state: &State, whole: bool) -> bool {
+        let (mut unbelieved, whole) = (false, whole || !self.rules.whole_removals());
+        for Member { id, standing } in state.members.iter().copied() {
+            let news = standing == Standing::Removed && !self.members.is_removed(id) && !whole;
+            unbelieved |= news;
+            self.members.raise(id, if news { Standing::Admitted } else { standing });
         }
         let me = self.config.me;
         let room = meshnet_proto::limits::IPAM_RUNS_MAX;
@@ -163,6 +174,7 @@ impl Ipam {
         for (span, owner) in alarms {
             self.alarm(format!("{} is used here, and {owner:?} is said to own it", super::requests::cidr(span)));
         }
+        unbelieved
     }
 
     /// Tells every neighbour what changed in this step.

@@ -235,6 +235,45 @@ fn two_batches(without: Without) -> usize {
     lab.doubled(&[0, a, b]).len()
 }
 
+/// p1 gives p0 some, p0 gives it on to p2, which p1 does not hear, and leaves; p1 hears of that, and takes back what it had given.
+fn passed_on(without: Without) -> usize {
+    let mut lab = Lab::seeds(SMALL, 3, without);
+    let cluster = lab.machines[0].cluster();
+    let ask = |lab: &mut Lab, from: usize, to: usize| {
+        let ask = meshnet_proto::wire::ipam::Ask { token: 1, within: SMALL, want: 2 };
+        lab.arrive(Letter { from, to, told: false, message: Message::Ask { cluster, ask } });
+        lab.run_ms(1);
+    };
+    ask(&mut lab, 0, 1);
+    lab.hold(|letter| letter.to == 1 && letter.told);
+    let before = lab.owned(2);
+    for _ in 0..3 {
+        ask(&mut lab, 2, 0);
+    }
+    assert!(lab.owned(2) > before + 2, "p0 gave on what it had from p1");
+    lab.held.clear();
+    lab.hold(|letter| letter.to == 1 || letter.from == 1);
+    lab.request(0, Request::Leave);
+    lab.run_ms(1);
+    let gone = |letter: &Letter| match &letter.message {
+        Message::State { full: false, state, .. } => state.members.iter().any(|m| m.standing == Standing::Removed),
+        _ => false,
+    };
+    let news: Vec<Letter> = std::mem::take(&mut lab.held).into_iter().filter(gone).collect();
+    assert!(!news.is_empty());
+    news.into_iter().for_each(|letter| lab.arrive(letter));
+    lab.run_ms(600);
+    lab.exhaust(2);
+    lab.exhaust(1);
+    lab.doubled(&[1, 2]).len()
+}
+
+#[test]
+fn without_removals_in_whole() {
+    assert_eq!(passed_on(Without::default()), 0);
+    assert!(passed_on(Without { whole_removals: true, ..Without::default() }) > 0);
+}
+
 #[test]
 fn without_one_sponsor_for_each() {
     assert_eq!(two_batches(Without::default()), 0);
