@@ -354,7 +354,9 @@ fn a_restored_old_copy() {
         std::fs::rename(&copy, &state).expect("the copy");
         drop(c);
         let mut c = start(lab, &host, &[]);
-        c.await_status("in doubt", 20 * SECOND, |status| status["ipam"]["state"] != "ready");
+        c.await_status("in doubt", 20 * SECOND, |status| {
+            status["ipam"]["reason"].as_str().is_some_and(|why| why.contains("old copy"))
+        });
         refused(&c, &["ip", "alloc", "third"], 1, "--restored");
         c.stop("TERM");
         drop(c);

@@ -22,15 +22,15 @@ pub(super) struct Joining {
     next: Time,
     /// Was asked whether it is there.
     knocked: Option<ShortId>,
-    pub choice: Choice,
+    pub(super) choice: Choice,
 }
 
 /// Whom a newcomer asks. On disk before it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub(super) struct Choice {
-    pub sponsor: Option<ShortId>,
+    sponsor: Option<ShortId>,
     /// How often it chose.
-    pub attempt: u32,
+    attempt: u32,
 }
 
 /// Newcomers that asked this peer.
@@ -99,8 +99,11 @@ impl Ipam {
     }
 
     fn ask_in(&mut self, sponsor: ShortId) {
-        let (cluster, attempt) = (self.cluster(), self.joining.choice.attempt);
-        self.send(sponsor, Message::Join { cluster, attempt });
+        self.send(sponsor, self.join());
+    }
+
+    pub(super) fn join(&self) -> Message {
+        Message::Join { cluster: self.cluster(), attempt: self.joining.choice.attempt }
     }
 
     /// Who was knocked at has answered.

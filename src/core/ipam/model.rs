@@ -218,8 +218,7 @@ impl Model for Small {
                     return None;
                 }
                 self.drain(&mut state, from);
-                let (cluster, attempt) = (state.machines[from].cluster(), state.machines[from].joining.choice.attempt);
-                let message = Message::Join { cluster, attempt };
+                let message = state.machines[from].join();
                 state.net.insert(Letter { from, to, message });
             }
             Action::Gossip(from, to) => {
