@@ -456,12 +456,7 @@ impl PeerPath {
 
     /// Draws a token and remembers it. Also for probes that the operator asked for.
     pub fn probe(&mut self, now: Time, to: Option<SocketAddr>, out: &mut Vec<Action>) -> u64 {
-        // SplitMix64: tokens that do not repeat; the seal is what makes them unforgeable.
-        self.tokens = self.tokens.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut token = self.tokens;
-        token = (token ^ (token >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        token = (token ^ (token >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        token ^= token >> 31;
+        let token = next_token(&mut self.tokens);
         if self.outstanding.len() >= OUTSTANDING_MAX {
             self.outstanding.pop_front();
         }
@@ -488,6 +483,15 @@ impl PeerPath {
     fn silence(&self) -> Duration {
         SILENCE.max(self.rtt_or_zero() * 2)
     }
+}
+
+/// SplitMix64: tokens that do not repeat; the seal is what makes them unforgeable.
+pub(super) fn next_token(tokens: &mut u64) -> u64 {
+    *tokens = tokens.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut token = *tokens;
+    token = (token ^ (token >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    token = (token ^ (token >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    token ^ (token >> 31)
 }
 
 fn smooth(rtt: &mut Option<Duration>, sample: Duration) {
