@@ -66,6 +66,7 @@ pub struct Link {
     /// `udp`, `quic` or `vxlan`.
     pub transport: String,
     pub encrypted: bool,
+    /// Bytes of the largest packet that is known to pass on its path; 0 when it is not up.
     pub mtu: u32,
     pub rtt_ms: f64,
     pub outbound: bool,

@@ -30,6 +30,10 @@ pub const DIGEST_BUCKETS: usize = 256;
 pub const FLOOD_HOPS_MAX: u8 = 16;
 /// Bytes of a frame or super-frame read from a TAP: 64 KiB of packet and the longest stack of headers.
 pub const SUPERFRAME_MAX_BYTES: usize = 65_536 + 64;
+/// Fragments of one frame: the longest frame at the smallest MTU and over the longest way through relays takes 60.
+pub const FRAGMENTS_MAX: usize = 64;
+/// Bytes that may be cut into fragments: a frame, its inner and its flood header.
+pub const FRAGMENTED_MAX_BYTES: usize = SUPERFRAME_MAX_BYTES + 32;
 /// Bytes of a datagram's payload over UDP (IPv4).
 pub const DATAGRAM_MAX_BYTES: usize = 65_507;
 /// Members of an address space that are remembered, those removed among them: removed ones are never forgotten, or they might come back.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
 
 use meshnet_proto::codec;
-use meshnet_proto::wire::control::{Control, Hello, LENGTH_BYTES, Rekey, Routed, cipher};
+use meshnet_proto::wire::control::{Control, Hello, LENGTH_BYTES, READS, Rekey, Routed, cipher};
 use meshnet_proto::wire::data::*;
 use meshnet_proto::wire::ipam;
 use meshnet_proto::wire::record::{COST_LAST_RESORT, Record, RecordKey, RecordLink, SignedRecord, Version, flags};
@@ -54,6 +54,8 @@ fn inners() -> Vec<(&'static str, Inner)> {
         ("inner-segment-udp", Inner { superframe: 1, index: 3, count: 4, ..segment(Gso::Udp, 42, 1200, csum(34, 6)) }),
         ("inner-probe", Inner::plain(InnerKind::Probe)),
         ("inner-probe-reply", Inner::plain(InnerKind::ProbeReply)),
+        ("inner-fragment", Inner::fragment(1184, 1, 3)),
+        ("inner-fragment-last", Inner::fragment(1041, 63, 64)),
     ]
 }
 
@@ -95,6 +97,8 @@ fn headers() {
     for (name, value) in probes {
         check(name, Probe::parse(&vectors[name]) == Some(value), &value.emit());
     }
+    let padded = [&probes[0].1.emit()[..], &[0; 16]].concat();
+    check("probe-padded", Probe::parse(&vectors["probe-padded"]) == Some(probes[0].1), &padded);
     named.sort();
     assert!(named.iter().eq(vectors.keys()), "vectors that nothing looks at");
 }
@@ -132,6 +136,7 @@ fn messages() -> Vec<(&'static str, Control)> {
     };
     vec![
         ("hello", Control::Hello(hello)),
+        ("hello-reads", Control::Hello(Hello { extensions: vec![(READS, vec![FRAGMENT])], ..bare.clone() })),
         ("hello-extensions", Control::Hello(bare)),
         ("records", Control::Records(vec![vec![1, 2, 3], Vec::new()])),
         ("digest", Control::Digest(0x0123_4567_89ab_cdef)),

@@ -52,11 +52,13 @@ pub enum DropReason {
     PuntFull,
     /// The counter of a session's lane is used up: rekeying is overdue.
     Exhausted,
+    /// A frame of which fragments did not come in time, or that had to make room for newer ones.
+    Incomplete,
 }
 
 impl DropReason {
     /// All of them, in order of number.
-    pub const ALL: [DropReason; 23] = {
+    pub const ALL: [DropReason; 24] = {
         use DropReason::*;
         [
             Malformed,
@@ -82,6 +84,7 @@ impl DropReason {
             TapFull,
             PuntFull,
             Exhausted,
+            Incomplete,
         ]
     };
 
@@ -112,6 +115,7 @@ impl DropReason {
             TapFull => "tap_full",
             PuntFull => "punt_full",
             Exhausted => "exhausted",
+            Incomplete => "incomplete",
         }
     }
 }
@@ -131,6 +135,10 @@ pub struct Counters {
     pub relayed: Count,
     /// Flooded frames sent or passed on, by copy.
     pub flooded: Count,
+    /// Frames sent in fragments, by copy.
+    pub fragmented: Count,
+    /// Frames put together from fragments.
+    pub reassembled: Count,
     /// ARP requests from the TAP that were answered here.
     pub answered: Count,
     drops: [Count; DropReason::ALL.len()],

@@ -106,6 +106,10 @@ pub struct FibPeer {
     pub traffic: Arc<Traffic>,
     /// Largest datagram (UDP payload, relay header included) that its direct path takes.
     pub datagram_max: usize,
+    /// The same of `path`: through relays, what all of its hops take.
+    pub way_max: usize,
+    /// It reads fragments.
+    pub fragments: bool,
 }
 
 /// The way to a peer.
@@ -138,9 +142,19 @@ pub struct Traffic {
     pub rx_relayed: AtomicU64,
     /// Datagrams of it handed to the node since that gave it a new share.
     pub punted: AtomicU32,
+    /// Some that were sent to it were longer than every path takes: the node watches whether such still pass.
+    pub large: AtomicBool,
 }
 
 impl Traffic {
+    /// Marks what is sent. Fragments of something large are large too: but for the path they would be one.
+    #[inline]
+    pub fn note_length(&self, datagram_bytes: usize) {
+        if datagram_bytes > DATAGRAM_BASE && !self.large.load(Relaxed) {
+            self.large.store(true, Relaxed);
+        }
+    }
+
     /// Whether one more datagram of this peer may go to the node: none may take the places of all others on that way.
     pub fn may_punt(&self) -> bool {
         self.punted.load(Relaxed) < PUNTS_PER_REFILL && self.punted.fetch_add(1, Relaxed) < PUNTS_PER_REFILL
@@ -207,6 +221,8 @@ impl Fib {
     }
 }
 
+/// UDP payload that every path takes: a packet of 1,280 bytes over IPv6.
+pub const DATAGRAM_BASE: usize = 1_232;
 /// Flooded frames that one origin may send in a burst: a few seconds of ARP and discovery on a busy bridge.
 pub const STORM_BURST_FRAMES: i64 = 8_000;
 /// Flooded frames per second that one origin may sustain: a multicast stream of 40 Mbit/s in full frames passes, a loop does not.

@@ -11,6 +11,7 @@ mod discovery;
 mod io;
 mod ipam;
 mod links;
+mod mtu;
 mod paths;
 mod peers;
 mod problems;

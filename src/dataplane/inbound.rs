@@ -116,6 +116,10 @@ impl Inbound {
                 forward::Inbound::Deliver { inner, frame, flow } => {
                     self.joiner.push(buffer, &inner, frame, flow, &mut self.tap);
                 }
+                forward::Inbound::Reassembled { inner, frame, flow } => {
+                    let apart = self.forwarder.reassembled();
+                    self.joiner.push_apart(buffer, apart, &inner, frame, flow, &mut self.tap);
+                }
                 forward::Inbound::Quic { source, datagram } => {
                     // The one allocation of the inbound way, for control traffic alone.
                     let bytes = buffer[datagram].to_vec();

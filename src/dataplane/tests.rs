@@ -64,6 +64,8 @@ fn fib(number: u8, other: u8, to: SocketAddr, lanes: u8) -> Fib {
         storm: Arc::default(),
         traffic: Arc::default(),
         datagram_max: 1452,
+        way_max: 1452,
+        fragments: true,
     };
     Fib {
         epoch: 1,

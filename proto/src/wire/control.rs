@@ -41,6 +41,17 @@ pub struct Hello {
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
 
+/// Number of the hello's extension field that names the kinds of inner headers above 4 that the sender reads, a byte each.
+pub const READS: u16 = 1;
+
+impl Hello {
+    /// Whether its sender reads inner headers of this kind, one above 4.
+    pub fn reads(&self, kind: u8) -> bool {
+        let field = self.extensions.iter().find(|(number, _)| *number == READS);
+        field.is_some_and(|(_, kinds)| kinds.contains(&kind))
+    }
+}
+
 /// Numbers of ciphers.
 pub mod cipher {
     /// AES-256-GCM (NIST SP 800-38D).

@@ -1,7 +1,7 @@
 //! Headers of datagrams, as values with `parse` and `emit`. All numbers in network byte order; diagrams in SPEC.md.
 //!
 //! ```text
-//! DATA   outer (16) │ sealed: inner (16) [flood (16)] frame or segment or probe │ tag (16)
+//! DATA   outer (16) │ sealed: inner (16) [flood (16)] frame, segment, probe or fragment │ tag (16)
 //! RELAY  outer (16) │ relay (12 + 8n) │ tag (16) over all before it and the next 16 bytes │ a datagram for the destination
 //! ```
 //! The first byte of QUIC (RFC 9000, 17.2) has bit 6 set (greasing of it, RFC 9287, is off); ours has bits 7 and 6 clear.
@@ -21,8 +21,10 @@ pub const TAG_BYTES: usize = 16;
 pub const RELAY_FIXED_BYTES: usize = 12;
 /// Bytes that the longest route adds to a datagram: outer header, relay header, tag.
 pub const RELAY_MAX_BYTES: usize = OUTER_BYTES + RELAY_FIXED_BYTES + 8 * (limits::RELAYS_MAX + 1) + TAG_BYTES;
-/// Bytes of a probe's body.
+/// Bytes of a probe's body, without padding.
 pub const PROBE_BYTES: usize = 24;
+/// The kind of a fragment, as a peer's hello names it when it reads them ([`super::control::READS`]).
+pub const FRAGMENT: u8 = 5;
 /// Bytes of an Ethernet header without tags: the shortest header of a segment.
 const ETHERNET_BYTES: usize = 14;
 
@@ -100,6 +102,8 @@ pub enum InnerKind {
     Probe,
     /// The answer to a probe.
     ProbeReply,
+    /// A piece of what would make a datagram longer than the path takes: inner header, flood header, frame or segment.
+    Fragment,
 }
 
 /// Segmentation of a super-frame, numbered as in virtio (VIRTIO 1.2, 5.1.6).
@@ -183,6 +187,12 @@ impl Inner {
         Inner { kind, flood: false, offload: Offload::default(), superframe: 0, index: 0, count: 1 }
     }
 
+    /// An inner header for one of `count` fragments, all but the last of `size` bytes.
+    pub fn fragment(size: u16, index: u16, count: u16) -> Inner {
+        let offload = Offload { gso_size: size, ..Offload::default() };
+        Inner { offload, index, count, ..Inner::plain(InnerKind::Fragment) }
+    }
+
     /// Reads a header and checks that its fields agree with each other; `None` otherwise.
     pub fn parse(bytes: &[u8]) -> Option<Inner> {
         let &[kind, flags, gso, header_len, s0, s1, o0, o1, z0, z1, n0, n1, i0, i1, c0, c1] =
@@ -192,6 +202,7 @@ impl Inner {
             2 => InnerKind::Segment,
             3 => InnerKind::Probe,
             4 => InnerKind::ProbeReply,
+            FRAGMENT => InnerKind::Fragment,
             _ => return None,
         };
         if flags & 0xf0 != 0 {
@@ -240,6 +251,14 @@ impl Inner {
                     && (!o.ecn || matches!(o.gso, Gso::Tcp4 | Gso::Tcp6))
             }
             InnerKind::Probe | InnerKind::ProbeReply => *self == Inner::plain(self.kind),
+            InnerKind::Fragment => {
+                let (size, count) = (usize::from(o.gso_size), usize::from(self.count));
+                *self == Inner::fragment(o.gso_size, self.index, self.count)
+                    && size > 0
+                    && self.index < self.count
+                    && (2..=limits::FRAGMENTS_MAX).contains(&count)
+                    && (count - 1) * size < limits::FRAGMENTED_MAX_BYTES
+            }
         }
     }
 
@@ -250,6 +269,7 @@ impl Inner {
             InnerKind::Segment => 2,
             InnerKind::Probe => 3,
             InnerKind::ProbeReply => 4,
+            InnerKind::Fragment => FRAGMENT,
         };
         let o = &self.offload;
         let flags =

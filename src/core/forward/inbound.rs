@@ -3,6 +3,7 @@
 //! ```text
 //! datagram ─┬─ QUIC ──────────────────────────────────────────────────────▶ to the node's sockets
 //!           ├─ DATA ── open ─┬─ probe ────────────────────────────────────▶ punt
+//!           │                ├─ fragment ── the last one? ── as the others
 //!           │                ├─ frame, segment ── source: may it? learn ──▶ Deliver
 //!           │                └─ flooded ── seen? budget? ── pass it on ───▶ and the same
 //!           └─ RELAY ─ hop tag ─ am I the hop? ─┬─ the last: QUIC or DATA inside
@@ -16,10 +17,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use meshnet_proto::ShortId;
 use meshnet_proto::limits::SUPERFRAME_MAX_BYTES;
 use meshnet_proto::wire::data::{
-    FLOOD_BYTES, Flood, INNER_BYTES, Inner, InnerKind, OUTER_BYTES, Outer, OuterKind, Relay, TAG_BYTES, is_quic,
+    FLOOD_BYTES, Flood, INNER_BYTES, Inner, InnerKind, OUTER_BYTES, Outer, OuterKind, PROBE_BYTES, Relay, TAG_BYTES,
+    is_quic,
 };
 
 use super::arp::Arp;
+use super::fragments::Key;
 use super::send::{Way, may_be_relayed, seal_relay};
 use super::{Forwarder, Inbound, Punt, Punted, Transmit, addresses};
 use crate::counters::DropReason;
@@ -95,6 +98,7 @@ impl Forwarder {
         }
         let datagram = buffer.get_mut(at.clone()).ok_or(DropReason::Malformed)?;
         let plain = entry.session.open(outer, datagram)?;
+        self.fragments.expire(arrival.tick, &self.counters);
         let inner = Inner::parse(plain).ok_or(DropReason::Malformed)?;
         if arrival.relayed.is_some() {
             peer.traffic.rx_relayed.fetch_add(1, Relaxed);
@@ -111,21 +115,75 @@ impl Forwarder {
                     return Err(DropReason::PuntFull);
                 }
                 let (slot, from, relayed) = (entry.slot, arrival.from, arrival.relayed.is_some());
-                let plaintext = buffer.get(opened.plain).ok_or(DropReason::Malformed)?.to_vec();
+                let plaintext = buffer.get(opened.plain).ok_or(DropReason::Malformed)?;
+                // What follows is padding: it has served its purpose by being here.
+                let plaintext = plaintext.get(..INNER_BYTES + PROBE_BYTES).unwrap_or(plaintext).to_vec();
                 self.punt(punt, Punted::Probe { slot, from, relayed, plaintext });
                 Ok(Inbound::Done)
             }
-            InnerKind::Frame | InnerKind::Segment if inner.flood => {
-                if arrival.relayed.is_some() {
-                    return Err(DropReason::Malformed);
-                }
-                self.flooded(&arrival, inner, opened, buffer, out)
-            }
-            InnerKind::Frame | InnerKind::Segment => {
-                let frame = opened.plain.start + INNER_BYTES..opened.plain.end;
-                self.deliver(&arrival, inner, opened.slot, opened.flow, buffer, frame)
-            }
+            InnerKind::Frame | InnerKind::Segment => self.framed(&arrival, inner, opened, buffer, out),
+            InnerKind::Fragment => self.fragment(&arrival, outer, inner, opened, buffer, out),
         }
+    }
+
+    #[inline]
+    fn framed(
+        &mut self,
+        arrival: &Arrival<'_>,
+        inner: Inner,
+        opened: Opened,
+        buffer: &mut [u8],
+        out: &mut impl Transmit,
+    ) -> Result<Inbound, DropReason> {
+        if !inner.flood {
+            let frame = opened.plain.start + INNER_BYTES..opened.plain.end;
+            return self.deliver(arrival, inner, opened.slot, opened.flow, buffer, frame);
+        }
+        if arrival.relayed.is_some() {
+            return Err(DropReason::Malformed);
+        }
+        self.flooded(arrival, inner, opened, buffer, out)
+    }
+
+    /// A piece of a frame: the last one that comes makes it whole, and then it is as any other.
+    #[cold]
+    fn fragment(
+        &mut self,
+        arrival: &Arrival<'_>,
+        outer: &Outer,
+        inner: Inner,
+        opened: Opened,
+        buffer: &mut [u8],
+        out: &mut impl Transmit,
+    ) -> Result<Inbound, DropReason> {
+        let first = outer.counter.checked_sub(u64::from(inner.index)).ok_or(DropReason::Malformed)?;
+        let key = Key { session: outer.index, lane: outer.lane, epoch: outer.epoch, first };
+        let piece = buffer.get(opened.plain.start + INNER_BYTES..opened.plain.end).ok_or(DropReason::Malformed)?;
+        if !self.fragments.add(key, opened.slot, &inner, piece, arrival.tick, &self.counters)? {
+            return Ok(Inbound::Done);
+        }
+        let (mut room, bytes) = self.fragments.take_whole();
+        let end = self.whole(arrival, Opened { plain: 0..bytes, ..opened }, &mut room, out);
+        self.fragments.give_back(room);
+        match end? {
+            Inbound::Deliver { inner, frame, flow } => Ok(Inbound::Reassembled { inner, frame, flow }),
+            other => Ok(other),
+        }
+    }
+
+    fn whole(
+        &mut self,
+        arrival: &Arrival<'_>,
+        opened: Opened,
+        buffer: &mut [u8],
+        out: &mut impl Transmit,
+    ) -> Result<Inbound, DropReason> {
+        let inner = buffer.get(opened.plain.clone()).and_then(Inner::parse).ok_or(DropReason::Malformed)?;
+        if !matches!(inner.kind, InnerKind::Frame | InnerKind::Segment) {
+            return Err(DropReason::Malformed);
+        }
+        self.counters.reassembled.add(1);
+        self.framed(arrival, inner, opened, buffer, out)
     }
 
     /// Marks genuine traffic on the direct path, and tells the node when it came from elsewhere than that path leads.
@@ -240,7 +298,10 @@ impl Forwarder {
         }
         let Some(way) = Way::to_neighbour(fib, to) else { return self.drop(DropReason::NoNextHop) };
         match way.put(fib.me, self.lane, [plain, &[], &[]], out) {
-            Ok(()) => self.counters.flooded.add(1),
+            Ok(datagrams) => {
+                self.counters.flooded.add(1);
+                self.counters.fragmented.add(u64::from(datagrams > 1));
+            }
             Err(reason) => self.drop(reason),
         }
     }
@@ -297,6 +358,7 @@ impl Forwarder {
         out: &mut impl Transmit,
     ) -> Result<(), DropReason> {
         let way = fib.slot(next).and_then(|slot| Way::to_neighbour(fib, slot)).ok_or(DropReason::NoNextHop)?;
+        way.traffic.note_length(datagram.len());
         if datagram.len() > way.datagram_max {
             return Err(DropReason::TooBig);
         }

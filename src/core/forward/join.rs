@@ -91,6 +91,24 @@ impl Joiner {
         }
     }
 
+    /// The same for a frame or segment that is not in the buffer but in `apart`: it goes out at once, behind what is held of its flow.
+    pub fn push_apart(
+        &mut self,
+        buffer: &mut [u8],
+        apart: &mut [u8],
+        inner: &Inner,
+        frame: Range<usize>,
+        flow: u64,
+        out: &mut impl Deliver,
+    ) {
+        if let Some(at) = self.runs.iter().take(self.used).position(|held| held.flow == flow) {
+            self.close(at, buffer, out);
+        }
+        let mut alone = Joiner::default();
+        alone.push(apart, inner, frame, flow, out);
+        alone.flush(apart, out);
+    }
+
     /// Delivers all that is held.
     pub fn flush(&mut self, buffer: &mut [u8], out: &mut impl Deliver) {
         for held in self.runs.iter().take(self.used) {

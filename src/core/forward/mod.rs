@@ -5,6 +5,7 @@
 //!  ▲              └─ ARP for an address that a peer owns
 //!  └── Answer ◀────────┘
 //! UDP ──▶ inbound: open in place ──┬─▶ Deliver: learn source ──▶ Joiner ──▶ TAP
+//!                                  ├─▶ a fragment: kept until the frame is whole
 //!                                  ├─▶ relay or flood on: back into the send batch
 //!                                  └─▶ QUIC, or punt to the node
 //! ```
@@ -12,6 +13,7 @@
 //! `0a:58` and its IPv4 address is, is looked up there and never learned, and who speaks for an address that is another's is not heard.
 
 mod arp;
+mod fragments;
 pub mod inbound;
 pub mod join;
 pub mod outbound;
@@ -34,6 +36,7 @@ pub use self::send::{lane_node, seal_inner, wrap_relayed, wrap_route};
 use crate::counters::{Counters, DropReason};
 use crate::fdb::{Fdb, FdbCache, Learned, Owner};
 use crate::fib::PeerSlot;
+use fragments::Fragments;
 
 /// A batch of datagrams being filled.
 pub trait Transmit {
@@ -95,6 +98,16 @@ pub enum Inbound {
         /// Segments of one super-frame have the same, and frames that must keep their order.
         flow: u64,
     },
+    /// The same, put together from fragments: give it to [`join::Joiner::push_apart`]. The range is into [`Forwarder::reassembled`], which holds it
+    /// until the next datagram is taken in.
+    Reassembled {
+        /// Its inner header.
+        inner: Inner,
+        /// The frame, or the segment's header template and payload.
+        frame: Range<usize>,
+        /// As in [`Inbound::Deliver`].
+        flow: u64,
+    },
     /// A QUIC datagram.
     Quic {
         /// Who sent it, when it came through relays.
@@ -117,6 +130,8 @@ pub struct Forwarder {
     pub counters: Arc<Counters>,
     /// Number of the next super-frame.
     pub superframe: u16,
+    /// Frames of which fragments are missing.
+    fragments: Fragments,
     /// The last peer that a session was wanted with, and when: asked once a tick.
     wanted: Option<(PeerSlot, u32)>,
     /// The last peer seen at another address, and when: told once a tick.
@@ -126,7 +141,21 @@ pub struct Forwarder {
 impl Forwarder {
     /// A forwarder for the thread that seals on `lane`.
     pub fn new(lane: u8, fdb: Arc<Fdb>, counters: Arc<Counters>) -> Forwarder {
-        Forwarder { lane, fdb, cache: FdbCache::default(), counters, superframe: 0, wanted: None, roamed: None }
+        Forwarder {
+            lane,
+            fdb,
+            cache: FdbCache::default(),
+            counters,
+            superframe: 0,
+            fragments: Fragments::default(),
+            wanted: None,
+            roamed: None,
+        }
+    }
+
+    /// What [`Inbound::Reassembled`] refers to.
+    pub fn reassembled(&mut self) -> &mut [u8] {
+        self.fragments.whole()
     }
 
     fn drop(&self, reason: DropReason) {

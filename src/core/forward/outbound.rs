@@ -7,7 +7,8 @@
 //! ```
 //! Where a destination is says the map of owners, when the address follows from one that is owned; else what was learned.
 //!
-//! A super-frame is cut on the boundaries of its segments: each datagram has the header template and one segment's payload, and is of use alone. Nothing in
+//! A super-frame is cut on the boundaries of its segments: each datagram has the header template and one segment's payload, and is of use alone
+//! (in fragments, when it is too long for the path). Nothing in
 //! the template changes on the way; what differs from segment to segment is put right where they are joined or end alone ([`super::join`]).
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -240,9 +241,13 @@ impl Forwarder {
                 }
             };
             let head = head.get(..head_bytes).unwrap_or_default();
-            if let Err(reason) = way.put(fib.me, self.lane, [head, cut.template, piece], out) {
-                self.counters.drop_many(reason, cut.count() - sent);
-                break;
+            match way.put(fib.me, self.lane, [head, cut.template, piece], out) {
+                Ok(1) => {}
+                Ok(_) => self.counters.fragmented.add(1),
+                Err(reason) => {
+                    self.counters.drop_many(reason, cut.count() - sent);
+                    break;
+                }
             }
             inner.index = inner.index.wrapping_add(1);
             sent += 1;

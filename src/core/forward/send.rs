@@ -3,16 +3,18 @@
 //! ```text
 //! direct    outer │ head │ body │ tag                                    one copy of head and body, sealed in place
 //! relayed   outer │ relay │ hop tag │ outer │ head │ body │ tag          the same, then the hop tag around it
+//! too long  the same several times, each with a fragment header and a piece of head and body
 //! ```
 
 use std::net::SocketAddr;
 
 use meshnet_proto::ShortId;
-use meshnet_proto::wire::data::{Inner, OUTER_BYTES, Relay, Route, TAG_BYTES, is_quic};
+use meshnet_proto::limits::{FRAGMENTED_MAX_BYTES, FRAGMENTS_MAX};
+use meshnet_proto::wire::data::{INNER_BYTES, Inner, OUTER_BYTES, Relay, Route, TAG_BYTES, is_quic};
 
 use super::Transmit;
 use crate::counters::DropReason;
-use crate::fib::{Fib, FibPeer, Path, PeerSlot};
+use crate::fib::{Fib, FibPeer, Path, PeerSlot, Traffic};
 use crate::session::Session;
 
 /// Where a sealed datagram goes.
@@ -21,8 +23,12 @@ pub(crate) struct Way<'a> {
     pub to: SocketAddr,
     /// Seals it for the peer that shall read it.
     pub session: &'a Session,
-    /// Longest datagram to that address.
+    /// Longest datagram that passes on it.
     pub datagram_max: usize,
+    /// Whether who opens it reads fragments.
+    pub fragments: bool,
+    /// Marks of who opens it.
+    pub traffic: &'a Traffic,
     /// The first relay's session and the route, when relayed.
     pub hop: Option<(&'a Session, Route)>,
 }
@@ -39,15 +45,15 @@ impl<'a> Way<'a> {
             Path::None => Err(lost(DropReason::NoRoute)),
             Path::Direct(to) => {
                 let session = session.ok_or(wanted(slot))?;
-                Ok((Way { to, session, datagram_max: peer.datagram_max, hop: None }, peer))
+                Ok((Way::new(peer, to, session, peer.way_max), peer))
             }
             Path::Relayed { first, route } => {
                 let session = session.ok_or(wanted(slot))?;
                 let hop = fib.peer(first).ok_or(lost(DropReason::NoRoute))?;
                 let to = hop.direct.ok_or(lost(DropReason::NoRoute))?;
                 let hop_session = hop.session.as_deref().ok_or(wanted(first))?;
-                let way = Way { to, session, datagram_max: hop.datagram_max, hop: Some((hop_session, route)) };
-                Ok((way, peer))
+                let way = Way::new(peer, to, session, peer.way_max.min(hop.datagram_max));
+                Ok((Way { hop: Some((hop_session, route)), ..way }, peer))
             }
         }
     }
@@ -57,17 +63,23 @@ impl<'a> Way<'a> {
     pub fn to_neighbour(fib: &'a Fib, slot: PeerSlot) -> Option<Way<'a>> {
         let peer = fib.peer(slot)?;
         let (to, session) = (peer.direct?, peer.session.as_deref()?);
-        Some(Way { to, session, datagram_max: peer.datagram_max, hop: None })
+        Some(Way::new(peer, to, session, peer.datagram_max))
     }
 
-    /// Puts `parts`, in this order, into one sealed datagram.
     #[inline]
-    pub fn put(&self, me: ShortId, lane: u8, parts: [&[u8]; 3], out: &mut impl Transmit) -> Result<(), DropReason> {
-        let wrapped = self.hop.map_or(0, |(_, route)| route.overhead_bytes());
+    fn new(peer: &'a FibPeer, to: SocketAddr, session: &'a Session, datagram_max: usize) -> Way<'a> {
+        Way { to, session, datagram_max, fragments: peer.fragments, traffic: &peer.traffic, hop: None }
+    }
+
+    /// Puts `parts`, in this order, into one sealed datagram, or into several when they are too long for one; gives how many.
+    #[inline]
+    pub fn put(&self, me: ShortId, lane: u8, parts: [&[u8]; 3], out: &mut impl Transmit) -> Result<usize, DropReason> {
+        let wrapped = self.wrapped();
         let plain: usize = parts.iter().map(|part| part.len()).sum();
         let length = wrapped + OUTER_BYTES + plain + TAG_BYTES;
+        self.traffic.note_length(length);
         if length > self.datagram_max {
-            return Err(DropReason::TooBig);
+            return self.put_fragments(me, lane, parts, plain, out);
         }
         let datagram = out.reserve(self.to, length).ok_or(DropReason::SendFull)?;
         let sealed = datagram.get_mut(wrapped..).ok_or(DropReason::Malformed)?;
@@ -77,12 +89,68 @@ impl<'a> Way<'a> {
             to.copy_from_slice(part);
             room = rest;
         }
-        self.session.seal(lane, sealed)?;
-        if let Some((session, route)) = self.hop {
-            seal_relay(session, lane, &Relay { source: me, route, position: 0 }, datagram)?;
-        }
+        self.seal(me, lane, datagram)?;
         out.commit();
-        Ok(())
+        Ok(1)
+    }
+
+    /// The same in pieces of equal length, so that they still leave in one send. Their counters follow each other, by which the receiver knows that they
+    /// belong together.
+    #[cold]
+    fn put_fragments(
+        &self,
+        me: ShortId,
+        lane: u8,
+        parts: [&[u8]; 3],
+        plain: usize,
+        out: &mut impl Transmit,
+    ) -> Result<usize, DropReason> {
+        let wrapped = self.wrapped();
+        let around = wrapped + OUTER_BYTES + INNER_BYTES + TAG_BYTES;
+        let room = self.datagram_max.checked_sub(around).filter(|room| *room > 0).ok_or(DropReason::TooBig)?;
+        let size = plain.div_ceil(plain.div_ceil(room).max(1)).max(1);
+        let count = plain.div_ceil(size);
+        if !self.fragments || plain > FRAGMENTED_MAX_BYTES || !(2..=FRAGMENTS_MAX).contains(&count) {
+            return Err(DropReason::TooBig);
+        }
+        for index in 0..count {
+            let piece = size.min(plain - index * size);
+            let datagram = out.reserve(self.to, around + piece).ok_or(DropReason::SendFull)?;
+            let inside = datagram.get_mut(wrapped + OUTER_BYTES..).ok_or(DropReason::Malformed)?;
+            let (header, rest) = inside.split_first_chunk_mut::<INNER_BYTES>().ok_or(DropReason::Malformed)?;
+            *header = Inner::fragment(size as u16, index as u16, count as u16).emit();
+            copy_from(&parts, index * size, rest.get_mut(..piece).ok_or(DropReason::Malformed)?);
+            self.seal(me, lane, datagram)?;
+            out.commit();
+        }
+        Ok(count)
+    }
+
+    #[inline]
+    fn seal(&self, me: ShortId, lane: u8, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let sealed = datagram.get_mut(self.wrapped()..).ok_or(DropReason::Malformed)?;
+        self.session.seal(lane, sealed)?;
+        match self.hop {
+            None => Ok(()),
+            Some((session, route)) => seal_relay(session, lane, &Relay { source: me, route, position: 0 }, datagram),
+        }
+    }
+
+    #[inline]
+    fn wrapped(&self) -> usize {
+        self.hop.map_or(0, |(_, route)| route.overhead_bytes())
+    }
+}
+
+/// Fills `to` from what the parts are together, from byte `at` on.
+fn copy_from(parts: &[&[u8]], mut at: usize, mut to: &mut [u8]) {
+    for part in parts {
+        let from = part.get(at..).unwrap_or_default();
+        let bytes = from.len().min(to.len());
+        let Some((room, rest)) = to.split_at_mut_checked(bytes) else { return };
+        room.copy_from_slice(from.get(..bytes).unwrap_or_default());
+        to = rest;
+        at = at.saturating_sub(part.len());
     }
 }
 

@@ -155,6 +155,8 @@ fn fib(i: usize, count: usize, cipher: Cipher) -> Fib {
             storm: Arc::default(),
             traffic: Arc::default(),
             datagram_max: 1_472,
+            way_max: 1_472,
+            fragments: true,
         })
     });
     let others: Vec<PeerSlot> = (0..count).filter(|other| *other != i).map(|other| PeerSlot(other as u32)).collect();

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use meshnet_proto::PeerId;
 use meshnet_proto::limits;
-use meshnet_proto::wire::control::{CloseReason, Control, Hello, PROTOCOL_VERSION, Rekey};
+use meshnet_proto::wire::control::{CloseReason, Control, Hello, PROTOCOL_VERSION, READS, Rekey};
+use meshnet_proto::wire::data::FRAGMENT;
 use rand::Rng;
 
 use super::sessions::{Begin, KEPT_AFTER_LINK, Shape};
@@ -63,7 +64,7 @@ impl Node {
             control,
             ciphers: self.config.ciphers.iter().map(|cipher| cipher.number()).collect(),
             max_links: self.config.max_links.try_into().unwrap_or(u16::MAX),
-            extensions: Vec::new(),
+            extensions: vec![(READS, vec![FRAGMENT])],
         };
         self.send(id, &Control::Hello(hello));
     }
@@ -168,6 +169,7 @@ impl Node {
             secret: link.secret.clone(),
             shape,
             rekeying: Rekeying::new(now, self.config.rekey, self.me < link.peer),
+            fragments: hello.reads(FRAGMENT),
         };
         let (peer, index) = (link.peer, link.session);
         if self.peers.of_mut(&peer).is_some_and(|peer| peer.set_incarnation(hello.incarnation)) {
@@ -205,7 +207,10 @@ impl Node {
         {
             held.ready = true;
             self.publisher.changed();
-            if !relayed {
+            if relayed {
+                // From now on the way through relays can be probed: see `use_relays`.
+                self.paths_changed = true;
+            } else {
                 self.on_usable_changed(peer);
             }
             // The first probe gives the round trip, and makes the other end see our direct path.

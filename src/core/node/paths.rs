@@ -52,6 +52,9 @@ impl Node {
                 let actions = std::mem::take(&mut actions);
                 self.take_actions(now, slot, actions);
             }
+            if all {
+                self.tick_sizes(now, slot);
+            }
         }
     }
 
@@ -147,12 +150,14 @@ impl Node {
             InnerKind::Probe => {
                 peer.questions += u64::from(!relayed);
                 let to = (!relayed).then_some(from);
-                self.seal_and_send(slot, InnerKind::ProbeReply, probe, to);
+                self.seal_and_send(slot, InnerKind::ProbeReply, probe, to, 0);
             }
             InnerKind::ProbeReply => {
                 let mut answer = Answer::Unknown;
                 self.with_path(now, id, |path, at, out| answer = path.on_reply(at, probe.token, out));
-                let (Answer::Direct(rtt) | Answer::Relayed(rtt)) = answer else { return };
+                let (Answer::Direct(rtt) | Answer::Relayed(rtt)) = answer else {
+                    return self.on_size_reply(now, slot, probe.token);
+                };
                 if let Some(ping) = self.pings.remove(&probe.token) {
                     self.outputs.push_back(Output::Pong { token: probe.token, result: Some((rtt, ping.way)) });
                 }
@@ -160,22 +165,32 @@ impl Node {
                     self.links_changed = true;
                 }
             }
-            InnerKind::Frame | InnerKind::Segment => {}
+            InnerKind::Frame | InnerKind::Segment | InnerKind::Fragment => {}
         }
     }
 
     fn send_probe(&mut self, now: Time, slot: PeerSlot, token: u64, to: Option<SocketAddr>) {
         let probe = Probe { token, sent_us: now.as_us(), path: u8::from(to.is_none()) };
-        self.seal_and_send(slot, InnerKind::Probe, probe, to);
+        self.seal_and_send(slot, InnerKind::Probe, probe, to, 0);
     }
 
-    /// Seals on the node's own lane. A probe that cannot be sealed or sent now counts as lost.
-    fn seal_and_send(&mut self, slot: PeerSlot, kind: InnerKind, probe: Probe, to: Option<SocketAddr>) {
+    /// Seals on the node's own lane, padded so that the whole datagram has this length at least. A probe that cannot be sealed or sent now counts as lost.
+    pub(super) fn seal_and_send(
+        &mut self,
+        slot: PeerSlot,
+        kind: InnerKind,
+        probe: Probe,
+        to: Option<SocketAddr>,
+        length: usize,
+    ) {
         let lane = self.config.lanes.saturating_sub(1);
         let Some(held) = self.sessions.of(slot) else { return };
-        let body = [Inner::plain(kind).emit().as_slice(), probe.emit().as_slice()].concat();
-        debug_assert_eq!(body.len(), INNER_BYTES + PROBE_BYTES);
-        let mut datagram = [&[0; OUTER_BYTES], body.as_slice(), &[0; TAG_BYTES]].concat();
+        let mut datagram =
+            [&[0; OUTER_BYTES], Inner::plain(kind).emit().as_slice(), &probe.emit(), &[0; TAG_BYTES]].concat();
+        debug_assert_eq!(datagram.len(), OUTER_BYTES + INNER_BYTES + PROBE_BYTES + TAG_BYTES);
+        let relayed =
+            if to.is_none() { self.relays_to(slot).map_or(0, |(_, route)| route.overhead_bytes()) } else { 0 };
+        datagram.resize(length.saturating_sub(relayed).max(datagram.len()), 0);
         if held.session.seal(lane, &mut datagram).is_err() {
             return;
         }
@@ -201,7 +216,7 @@ impl Node {
         Some((self.peers.get(first)?.path.usable()?, bytes))
     }
 
-    fn relays_to(&self, slot: PeerSlot) -> Option<(PeerSlot, Route)> {
+    pub(super) fn relays_to(&self, slot: PeerSlot) -> Option<(PeerSlot, Route)> {
         let peer = self.peers.get(slot)?;
         let route = self.routes.get(&peer.id)?;
         let way = [route.best, route.alternate].into_iter().flatten().find(|way| !way.is_direct())?;

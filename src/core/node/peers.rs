@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use meshnet_proto::{PeerId, limits};
 
+use super::mtu::Sizes;
 use super::{Node, Output};
 use crate::fib::{PeerSlot, StormBudget, Traffic};
 use crate::peer::path::{PeerPath, Sample, Timing};
@@ -18,6 +19,7 @@ use crate::time::Time;
 pub(super) struct Peer {
     pub id: PeerId,
     pub path: PeerPath,
+    pub sizes: Sizes,
     pub traffic: Arc<Traffic>,
     pub flood_window: Arc<ReplayWindow>,
     pub storm: Arc<StormBudget>,
@@ -56,6 +58,7 @@ impl Peer {
         Peer {
             id,
             path: PeerPath::new(timing, me < id, seed ^ id.short().0),
+            sizes: Sizes::new(seed.rotate_left(32) ^ id.short().0),
             traffic: Arc::default(),
             flood_window: Arc::default(),
             storm: Arc::default(),

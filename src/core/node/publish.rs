@@ -112,19 +112,23 @@ impl Node {
             by_short.push((id.short(), slot));
             while routes.next_if(|route| route.id < id).is_some() {}
             let route = routes.next_if(|route| route.id == id);
-            let session = chosen.get(&slot).map(|held| held.session.clone());
+            let held = chosen.get(&slot);
+            let session = held.map(|held| held.session.clone());
+            let path = self.path_of(peer, route);
             let Some(place) = peers.get_mut(slot.0 as usize) else { continue };
             *place = Some(FibPeer {
                 id,
                 direct: peer.path.usable().filter(|_| session.is_some()),
                 session,
-                path: self.path_of(peer, route),
+                path,
                 flood_on: route.map(|route| to_slots(&route.flood_on)).unwrap_or_default(),
                 incarnation: peer.incarnation as u16,
                 flood_window: peer.flood_window.clone(),
                 storm: peer.storm.clone(),
                 traffic: peer.traffic.clone(),
-                datagram_max: usize::from(self.config.mtu) + DATAGRAM_OVER_MTU,
+                datagram_max: peer.sizes.datagram(peer.path.address()),
+                way_max: self.way_max(peer, &path),
+                fragments: held.is_some_and(|held| held.fragments),
             });
         }
         let is_neighbour = |peer: &Option<FibPeer>| peer.as_ref().is_some_and(|peer| peer.direct.is_some());
@@ -198,7 +202,5 @@ const FLOOD_ALL: Duration = Duration::from_secs(2);
 const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 /// For each peer, while nothing is urgent: compiling a thousand peers takes a good part of a millisecond, and stays under 1 % of a core.
 const PUBLISH_EVERY_PEER: Duration = Duration::from_micros(200);
-/// A sealed datagram on the direct path may be longer than the overlay's MTU by this: 190 bytes of all headers, less IPv6 and UDP.
-const DATAGRAM_OVER_MTU: usize = 142;
 /// Time that a late tick may make good.
 const REFILL_MOST: Duration = Duration::from_secs(2);

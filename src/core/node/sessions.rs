@@ -22,6 +22,8 @@ pub(super) struct Held {
     pub relayed: bool,
     pub session: Arc<Session>,
     pub rekeying: Rekeying,
+    /// The other end reads fragments.
+    pub fragments: bool,
     /// The other end has opened it: it may be sealed with.
     pub ready: bool,
     /// Its link has ended: kept until then.
@@ -65,6 +67,7 @@ pub(super) struct Begin {
     pub secret: SessionSecret,
     pub shape: Shape,
     pub rekeying: Rekeying,
+    pub fragments: bool,
 }
 
 impl Sessions {
@@ -83,7 +86,7 @@ impl Sessions {
         if !matches!(place, Place::Reserved(reserved) if *reserved == index) {
             return false;
         }
-        let Begin { peer, slot, link, relayed, remote_index, secret, shape, rekeying } = begin;
+        let Begin { peer, slot, link, relayed, remote_index, secret, shape, rekeying, fragments } = begin;
         let (tx, rx) = SessionKeys::derive(&secret.0, 0, shape.cipher, shape.initiator, shape.tx_lanes, shape.rx_lanes);
         let session = Session {
             local_index: index,
@@ -99,6 +102,7 @@ impl Sessions {
             relayed,
             session: Arc::new(session),
             rekeying,
+            fragments,
             ready: false,
             until: None,
             since: now,

@@ -70,7 +70,7 @@ impl Node {
             state: LinkState::Established,
             transport: "udp".into(),
             encrypted: true,
-            mtu: u32::from(self.config.mtu),
+            mtu: peer.map_or(0, |peer| peer.sizes.packet(peer.path.address()).into()),
             rtt_ms: peer.map_or(0.0, rtt_ms),
             outbound: link.outbound(),
             reason: silent.then(|| "nothing comes back on the direct path: frames take another".to_owned()),

@@ -172,6 +172,10 @@ impl Host {
                 self.joiner.push(&mut bytes, &inner, frame, flow, delivered);
                 self.joiner.flush(&mut bytes, delivered);
             }
+            Inbound::Reassembled { inner, frame, flow } => {
+                let apart = self.forwarder.reassembled();
+                self.joiner.push_apart(&mut bytes, apart, &inner, frame, flow, delivered);
+            }
             Inbound::Done | Inbound::Quic { .. } => {}
         }
         done.inputs = punts.0;

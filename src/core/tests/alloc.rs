@@ -69,8 +69,12 @@ fn take_in(
             let place = place.clone();
             let Ends { wire, punts, tick } = ends;
             let verdict = forwarder.inbound(fib, *tick, from, buffer, place, wire, punts);
-            if let Inbound::Deliver { inner, frame, flow } = verdict {
-                joiner.push(buffer, &inner, frame, flow, sink);
+            match verdict {
+                Inbound::Deliver { inner, frame, flow } => joiner.push(buffer, &inner, frame, flow, sink),
+                Inbound::Reassembled { inner, frame, flow } => {
+                    joiner.push_apart(buffer, forwarder.reassembled(), &inner, frame, flow, sink);
+                }
+                Inbound::Done | Inbound::Quic { .. } => {}
             }
         }
         joiner.flush(buffer, sink);
@@ -120,6 +124,27 @@ fn super_frames_there_and_joined() {
     let mut sink = Sink::default();
     let taken = take_in(&mut bed.forwarders[1], &bed.fibs[1], address(0), &mut buffer, &places, &mut ends, &mut sink);
     assert_eq!((taken, sink.frames), (0, ROUNDS + 1), "one hole makes two of one");
+}
+
+#[test]
+fn in_fragments_there_and_whole_again() {
+    let (mut bed, mut ends) = bed(2);
+    let bytes = frame(mac(1, 1), mac(0, 1), &[7; 4_000]);
+    // The first round opens rooms for frames, one of which stays incomplete until its time is over.
+    for round in 0..3 {
+        ends.tick += 1;
+        let out = allocations(|| sent(&mut bed, &Offload::default(), &bytes, &mut ends));
+        assert_eq!((out, ends.wire.len()), (0, ROUNDS * 3));
+        let (mut buffer, mut places) = received(&mut ends, 1);
+        places.remove(4);
+        places.swap(7, 10);
+        let mut sink = Sink::default();
+        let (forwarder, fib) = (&mut bed.forwarders[1], &bed.fibs[1]);
+        let taken = take_in(forwarder, fib, address(0), &mut buffer, &places, &mut ends, &mut sink);
+        assert_eq!((sink.frames, sink.bytes), (ROUNDS - 1, (ROUNDS - 1) * bytes.len()));
+        assert!(round < 2 || taken == 0, "{taken} in round {round}");
+    }
+    assert_eq!(bed.drops(1, DropReason::Incomplete), 1);
 }
 
 #[test]

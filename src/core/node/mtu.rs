@@ -1,0 +1,195 @@
+//! The sizes of a node's paths: what is told to the machines of [`crate::peer::mtu`], their probes, and what the snapshot says.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use meshnet_proto::wire::data::{InnerKind, Probe, Route};
+
+use super::peers::Peer;
+use super::{Level, Node};
+use crate::fib::{DATAGRAM_BASE, Path, PeerSlot};
+use crate::peer::mtu::{self, PathMtu, SizeProbe};
+use crate::time::Time;
+
+/// What is known of the sizes of the paths to one peer.
+#[derive(Debug)]
+pub(super) struct Sizes {
+    pub direct: PathMtu,
+    /// Where the direct path led when that was found.
+    pub at: Option<SocketAddr>,
+    /// Of the way through relays, once something large was to take it.
+    pub relayed: Option<RelayedSize>,
+    seed: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct RelayedSize {
+    first: PeerSlot,
+    route: Route,
+    mtu: PathMtu,
+}
+
+impl Sizes {
+    pub fn new(seed: u64) -> Sizes {
+        Sizes { direct: PathMtu::new(Time::ZERO, mtu::BASE, !seed), at: None, relayed: None, seed }
+    }
+
+    /// The largest packet of the direct path to `address`.
+    pub fn packet(&self, address: Option<SocketAddr>) -> u16 {
+        if self.at.is_some() && self.at == address { self.direct.bytes() } else { mtu::BASE }
+    }
+
+    /// The largest datagram of the direct path to `address`.
+    pub fn datagram(&self, address: Option<SocketAddr>) -> usize {
+        let bytes = usize::from(self.packet(address));
+        address.map_or(DATAGRAM_BASE, |address| bytes.saturating_sub(headers(address)))
+    }
+}
+
+impl Node {
+    /// Looks after the sizes of a peer's paths; to be called at each tick.
+    pub(super) fn tick_sizes(&mut self, now: Time, slot: PeerSlot) {
+        let at = self.clock.at(now);
+        let ceiling = self.ceiling();
+        let Some(peer) = self.peers.get(slot) else { return };
+        let way = if peer.path.relayed() { self.path_to(slot) } else { Path::None };
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let large = peer.traffic.large.load(Relaxed) && peer.traffic.large.swap(false, Relaxed);
+        let (mut direct, mut relayed) = (Vec::new(), Vec::new());
+        let before = peer.sizes.direct.bytes();
+        if let Some(to) = peer.path.usable() {
+            peer.sizes.direct.set_ceiling(at, ceiling);
+            if peer.sizes.at.replace(to) != Some(to) {
+                peer.sizes.direct.reset(at);
+            }
+            // A round trip was measured, so there is a session to seal with.
+            if let Some(rtt) = peer.path.rtt() {
+                peer.sizes.direct.on_tick(at, large, rtt, &mut direct);
+            }
+        }
+        let after = peer.sizes.direct.bytes();
+        let relayed_changed = peer.tick_relayed_size(at, way, large, ceiling, &mut relayed);
+        self.send_size_probes(now, slot, true, &direct);
+        self.send_size_probes(now, slot, false, &relayed);
+        self.on_size_changed(slot, before, after);
+        if relayed_changed {
+            self.publisher.hurry();
+        }
+    }
+
+    /// A reply to a probe that was not sent for the life of the path.
+    pub(super) fn on_size_reply(&mut self, now: Time, slot: PeerSlot, token: u64) {
+        let at = self.clock.at(now);
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let mut probes = Vec::new();
+        let before = peer.sizes.direct.bytes();
+        if peer.sizes.direct.on_reply(at, token, &mut probes) {
+            let after = peer.sizes.direct.bytes();
+            self.send_size_probes(now, slot, true, &probes);
+            return self.on_size_changed(slot, before, after);
+        }
+        let Some(relayed) = &mut peer.sizes.relayed else { return };
+        let before = relayed.mtu.bytes();
+        if relayed.mtu.on_reply(at, token, &mut probes) {
+            let changed = relayed.mtu.bytes() != before;
+            self.send_size_probes(now, slot, false, &probes);
+            if changed {
+                self.publisher.changed();
+            }
+        }
+    }
+
+    fn on_size_changed(&mut self, slot: PeerSlot, before: u16, after: u16) {
+        let Some(peer) = self.peers.get(slot).filter(|_| before != after) else { return };
+        let id = peer.id;
+        if after < before {
+            // Until then frames go out that do not arrive.
+            self.publisher.hurry();
+            self.event(Level::Info, "path takes less", Some(id), format!("packets of {after} bytes, {before} before"));
+        } else {
+            self.publisher.changed();
+            self.event(Level::Debug, "path takes more", Some(id), format!("packets of {after} bytes"));
+        }
+    }
+
+    fn send_size_probes(&mut self, now: Time, slot: PeerSlot, direct: bool, probes: &[SizeProbe]) {
+        for SizeProbe { token, bytes } in probes {
+            let Some(peer) = self.peers.get(slot) else { return };
+            let (to, next) = if direct {
+                (peer.path.address(), peer.path.address())
+            } else {
+                let first = self.relays_to(slot).and_then(|(first, _)| self.peers.get(first));
+                (None, first.and_then(|first| first.path.usable()))
+            };
+            let Some(next) = next else { return };
+            let probe = Probe { token: *token, sent_us: now.as_us(), path: u8::from(!direct) };
+            let length = usize::from(*bytes).saturating_sub(headers(next));
+            self.seal_and_send(slot, InnerKind::Probe, probe, to, length);
+        }
+    }
+
+    /// The largest packet that a frame of the overlay can make, which is the MTU of the device below unless that was set otherwise.
+    fn ceiling(&self) -> u16 {
+        self.config.mtu.saturating_add(OVERHEAD_BYTES)
+    }
+
+    /// The largest datagram on the way that frames to this peer take.
+    pub(super) fn way_max(&self, peer: &Peer, path: &Path) -> usize {
+        match path {
+            Path::None => DATAGRAM_BASE,
+            Path::Direct(to) => peer.sizes.datagram(Some(*to)),
+            Path::Relayed { first, route } => {
+                let Some(first_hop) = self.peers.get(*first) else { return DATAGRAM_BASE };
+                let address = first_hop.path.address();
+                let known = peer.sizes.relayed.as_ref().filter(|known| known.is(*first, route));
+                let bytes = known.map_or(mtu::BASE, |known| known.mtu.bytes());
+                // The base size is one of packets: over IPv6, further on, a datagram of it is the shorter.
+                if bytes <= mtu::BASE {
+                    return DATAGRAM_BASE;
+                }
+                let known =
+                    address.map_or(DATAGRAM_BASE, |address| usize::from(bytes).saturating_sub(headers(address)));
+                known.min(first_hop.sizes.datagram(address))
+            }
+        }
+    }
+}
+
+impl RelayedSize {
+    fn is(&self, first: PeerSlot, route: &Route) -> bool {
+        self.first == first && self.route == *route
+    }
+}
+
+impl Peer {
+    /// The way through relays is searched from the first large frame on, as long as it stays the same. True when the size changed.
+    fn tick_relayed_size(&mut self, at: Time, way: Path, large: bool, ceiling: u16, out: &mut Vec<SizeProbe>) -> bool {
+        let Path::Relayed { first, route } = way else { return self.sizes.relayed.take().is_some() };
+        if self.sizes.relayed.as_ref().is_some_and(|known| !known.is(first, &route)) {
+            self.sizes.relayed = None;
+        }
+        if self.sizes.relayed.is_none() && large {
+            self.sizes.seed = self.sizes.seed.wrapping_add(1);
+            let mtu = PathMtu::new(at, ceiling, self.sizes.seed);
+            self.sizes.relayed = Some(RelayedSize { first, route, mtu });
+        }
+        let rtt: Option<Duration> = self.path.rtt_relayed();
+        let (Some(relayed), Some(rtt)) = (&mut self.sizes.relayed, rtt) else { return false };
+        let before = relayed.mtu.bytes();
+        relayed.mtu.set_ceiling(at, ceiling);
+        relayed.mtu.on_tick(at, large, rtt, out);
+        relayed.mtu.bytes() != before
+    }
+}
+
+/// Bytes of a packet before the datagram.
+fn headers(to: SocketAddr) -> usize {
+    if to.ip().to_canonical().is_ipv4() { 28 } else { 48 }
+}
+
+const _: () =
+    assert!(DATAGRAM_BASE + 48 == mtu::BASE as usize, "the frame path and the search mean the same base size");
+
+/// What sealing, the longest way through relays and the headers of the underlay add to a packet of the overlay: see SPEC.md, "Transport".
+const OVERHEAD_BYTES: u16 = 190;
