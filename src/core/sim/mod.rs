@@ -90,6 +90,7 @@ pub struct Metrics {
 struct Injected {
     from: HostId,
     to: Option<HostId>,
+    sum: u64,
     reached: Vec<(HostId, Time)>,
 }
 
@@ -401,6 +402,9 @@ impl Sim {
         self.hosts[from].sent_bytes += bytes.len() as u64;
         let now = self.now;
         let Some(host) = self.net.route(now, from, to) else { return };
+        if !self.net.fits(from, host, bytes.len()) {
+            return;
+        }
         let source = self.net.seen_as(from);
         for delay in self.net.copies(&mut self.rng, from, host) {
             self.push(delay, What::Datagram { to: host, from: source, bytes: bytes.clone() });
@@ -439,13 +443,20 @@ impl Sim {
 
     /// A station behind `from` sends a frame to that behind `to`, or to all. Gives its number.
     pub fn inject(&mut self, from: HostId, to: Option<HostId>) -> u64 {
+        self.inject_sized(from, to, 60)
+    }
+
+    /// The same, of so many bytes.
+    pub fn inject_sized(&mut self, from: HostId, to: Option<HostId>, bytes: usize) -> u64 {
         let number = self.frames.len() as u64;
         let destination = to.map_or([0xff; 6], Sim::mac);
         let mut frame = [destination, Sim::mac(from)].concat();
         frame.extend_from_slice(&[0x88, 0xb5]);
         frame.extend_from_slice(&number.to_be_bytes());
-        frame.resize(60, 0);
-        self.frames.insert(number, Injected { from, to, reached: Vec::new() });
+        let body = (frame.len()..bytes).map(|at| (at as u64 ^ number) as u8);
+        frame.extend(body.collect::<Vec<u8>>());
+        let sum = sum(&frame);
+        self.frames.insert(number, Injected { from, to, sum, reached: Vec::new() });
         let tick = self.tick();
         if !self.hosts[from].alive() {
             return number;
@@ -471,6 +482,7 @@ impl Sim {
         self.metrics.delivered += 1;
         let number = frame.get(14..22).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
         let injected = number.and_then(|number| self.frames.get_mut(&number)).expect("a frame that nobody sent");
+        assert_eq!(injected.sum, sum(frame), "frame {number:?} came otherwise than it was sent");
         assert_ne!(injected.from, host, "frame {number:?} came back to host {host}");
         assert!(
             injected.reached.iter().all(|(other, _)| *other != host)
@@ -500,6 +512,11 @@ pub fn converged(sim: &Sim, hosts: &[HostId]) -> bool {
             && reachable.iter().all(|id| others.contains(id))
             && sim.hosts[*host].reaches(&others)
     })
+}
+
+/// A hash over the bytes of a frame.
+fn sum(frame: &[u8]) -> u64 {
+    frame.iter().fold(0, |sum, byte| crate::topology::digest::mix(sum ^ u64::from(*byte)))
 }
 
 /// What a host keeps through a restart.

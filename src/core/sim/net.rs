@@ -69,6 +69,8 @@ pub struct Net {
     cuts: BTreeSet<(HostId, HostId)>,
     /// Hosts of different groups do not reach each other.
     groups: BTreeMap<HostId, u32>,
+    /// The largest packet between two hosts, the lower first; any size when there is none.
+    sizes: BTreeMap<(HostId, HostId), usize>,
 }
 
 impl Net {
@@ -82,6 +84,7 @@ impl Net {
             nats: BTreeMap::new(),
             cuts: BTreeSet::new(),
             groups: BTreeMap::new(),
+            sizes: BTreeMap::new(),
         }
     }
 
@@ -125,6 +128,17 @@ impl Net {
         } else {
             self.cuts.remove(&(from, to))
         };
+    }
+
+    /// The path between two hosts takes packets (IP and UDP included) up to `bytes`; larger ones vanish, and nobody is told.
+    pub fn limit(&mut self, a: HostId, b: HostId, bytes: usize) {
+        self.sizes.insert((a.min(b), a.max(b)), bytes);
+    }
+
+    /// Whether a datagram of this length passes between two hosts.
+    pub fn fits(&self, a: HostId, b: HostId, datagram_bytes: usize) -> bool {
+        let most = self.sizes.get(&(a.min(b), a.max(b)));
+        most.is_none_or(|most| datagram_bytes + HEADERS_BYTES <= *most)
     }
 
     /// Puts a host into a group; all are in group 0 at first.
@@ -173,5 +187,7 @@ impl Net {
     }
 }
 
+/// IPv4 and UDP.
+const HEADERS_BYTES: usize = 28;
 /// Translators forget a flow after this.
 const NAT_KEPT: Duration = Duration::from_secs(30);

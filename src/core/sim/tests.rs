@@ -3,6 +3,7 @@
 mod addresses;
 mod faults;
 mod large;
+mod mtu;
 
 use super::*;
 
