@@ -340,7 +340,6 @@ fn explore(name: &str, model: Small, most: usize) -> (usize, Option<String>) {
             path.into_actions().iter().map(|action| format!("{action:?}").chars().take(160).collect()).collect();
         format!("{name}: {what} fails:\n{}", steps.join("\n"))
     });
-    println!("{name}: {} states, {} of them unlike", checker.state_count(), checker.unique_state_count());
     assert!(checker.unique_state_count() > 10, "{name}: nothing happened");
     (checker.state_count(), fault)
 }
