@@ -76,6 +76,10 @@ fn show() -> Result<(), String> {
             status["ipam"]["owned"].as_u64().is_some_and(|owned| owned > 0)
         });
     }
+    peers[0].await_status("all to be of one view", Duration::from_secs(20), |status| {
+        let shares = status["ipam"]["shares"].as_array().cloned().unwrap_or_default();
+        shares.len() == 3 && shares.iter().all(|share| share["digest"] == shares[0]["digest"])
+    });
     print!("{}", peers[0].ctl(&["status", "ipam"]));
 
     step("a container on each machine");

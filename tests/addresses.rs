@@ -585,6 +585,11 @@ fn attached_with_addresses_of_the_range() {
         let octets: Vec<u8> = other.split('.').filter_map(|part| part.parse().ok()).collect();
         let mac: String = octets.iter().map(|octet| format!(":{octet:02x}")).collect();
         assert!(neighbours.contains(&format!("0a:58{mac}")), "{neighbours}");
+        // The owner is known, though this host itself never spoke to it.
+        for target in [other.clone(), format!("0a:58{mac}")] {
+            let trace = first.ctl(&["trace", &target]);
+            assert!(trace.contains("  b") || trace.contains(" b "), "{trace}");
+        }
         two.await_ping(&host_address, 5 * SECOND);
         hosts[0].await_ping(&other, 5 * SECOND);
         // A second address of one interface is answered for too.
@@ -610,11 +615,11 @@ fn plain(text: &str) -> String {
     address.split('/').next().unwrap_or_default().to_owned()
 }
 
-/// `b` dies: the metrics of `a` say how much is out of reach, and it is what `b` said that it owns. `c` leaves: it is not out of reach, but given back.
+/// `b` dies: the metrics of `a` say how much is out of reach. `c` leaves: it is not out of reach, but given back.
 #[test]
 fn metrics_and_a_clean_leave() {
     lab::test("metrics_and_a_clean_leave", |lab| {
-        let (_switch, hosts) = hosts(lab, &["a", "b", "c"]);
+        let (switch, hosts) = hosts(lab, &["a", "b", "c"]);
         let mut peers: Vec<Meshd> = hosts.iter().map(|host| start(lab, host, &["--http", "127.0.0.1:6784"])).collect();
         let owned = await_split(&peers, ALL, 20 * SECOND);
         for (peer, owned) in peers.iter().zip(&owned) {
@@ -639,23 +644,37 @@ fn metrics_and_a_clean_leave() {
         peers[2].ctl(&["leave"]);
         drop(peers.pop());
         await_split(&peers, ALL, 10 * SECOND);
-        let theirs = number(&peers[1].status()["ipam"]["owned"]);
+        assert!(get("a", "/readyz").contains("200 OK"));
         peers[1].stop("KILL");
         peers[0].await_peers(1, 15 * SECOND);
-        lab::wait("what b said that it owns is out of reach", 5 * SECOND, || {
-            metrics("a").get("mesh_ipam_unreachable_addresses") == Some(&(theirs as f64))
+        lab::wait("what b owns is out of reach", 5 * SECOND, || {
+            metrics("a").get("mesh_ipam_unreachable_addresses").is_some_and(|count| *count > 0.0)
         });
-        let metrics = metrics("a");
-        assert_eq!(metrics.get("mesh_ipam_reachable_addresses"), Some(&((ALL - theirs) as f64)));
+        let (metrics, own) = (metrics("a"), number(&peers[0].status()["ipam"]["owned"]));
+        assert_eq!(metrics.get("mesh_ipam_reachable_addresses"), Some(&(own as f64)));
+        assert_eq!(metrics.get("mesh_ipam_unreachable_addresses"), Some(&((ALL - own) as f64)), "all the rest is b's");
         assert_eq!(metrics.get("mesh_ipam_removed_members"), Some(&1.0), "the one that left");
+        // A majority of two is both, so it waits, and is not ready.
+        let host = lab.host("d");
+        switch.plug(&host, "192.168.77.9/24");
+        let late = start(lab, &host, &["--http", "127.0.0.1:6784"]);
+        late.await_status("it knows whom it waits for", 10 * SECOND, |status| {
+            status["ipam"]["reason"].as_str().is_some_and(|reason| reason.contains("waiting for a majority"))
+        });
+        let text = get("d", "/readyz");
+        assert!(text.contains("503") && text.contains("waiting for a majority"), "{text}");
     });
 }
 
 fn metrics(host: &str) -> BTreeMap<String, f64> {
-    let asked = Netns::open(host).and_then(|namespace| namespace.run(|| fetch("/metrics")));
-    let text = asked.ok().flatten().expect("metrics");
+    let text = get(host, "/metrics");
     let samples = text.lines().filter_map(|line| line.rsplit_once(' '));
     samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect()
+}
+
+fn get(host: &str, path: &str) -> String {
+    let asked = Netns::open(host).and_then(|namespace| namespace.run(|| fetch(path)));
+    asked.ok().flatten().expect("an answer by HTTP")
 }
 
 fn fetch(path: &str) -> Option<String> {

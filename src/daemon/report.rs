@@ -1,9 +1,12 @@
 //! What the driver says of itself: status, report, metrics, readiness. The node knows links, peers and routes; the rest is added here.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use meshnet_core::counters::DropReason;
 use meshnet_core::fdb::Owner;
+use meshnet_core::fib;
+use meshnet_core::fib::owners::mac_of;
 use meshnet_core::time::Time;
 use meshnet_proto::api::{self, Data, MacEntry, Problem, Report, Status, Trace};
 use meshnet_proto::{Mac, PeerId};
@@ -142,12 +145,13 @@ impl Driver {
         .collect()
     }
 
-    /// Ready: frames can enter and leave. Peers are not asked for: a first peer is ready alone.
+    /// Ready: frames can enter and leave, and addresses can be given out if they are managed. Peers are not asked for: a first peer is ready alone.
     pub(super) fn ready(&self) -> Result<(), String> {
         if self.plane.tap_lost() {
             return Err("the TAP device is gone and being put back".into());
         }
-        self.facts.view.ready()
+        self.facts.view.ready()?;
+        self.node.addresses_ready().map_err(|why| format!("no address can be given out: {why}"))
     }
 
     /// The path to a peer by name or id, or to whoever has a MAC address.
@@ -158,14 +162,33 @@ impl Driver {
         }
     }
 
-    /// The path to an IP address that this machine has exchanged packets with: `mac` is what its neighbour table says.
+    /// The path to an IP address: of the managed range to its owner, of others to who has the MAC address that the host's neighbour table says.
     pub(super) fn trace_ip(&self, to: &str, mac: Option<Mac>) -> Result<Trace, String> {
+        if let Some(address) = to.parse::<Ipv4Addr>().ok().map(u32::from)
+            && let Some(owner) = self.plane.fib().owners.owner(address)
+        {
+            return self.trace_owner(to, mac_of(address), owner);
+        }
         let unknown =
             || format!("{to} is not known on this bridge: send it a packet from here first, or trace its MAC address");
         self.trace_mac(to, mac.ok_or_else(unknown)?)
     }
 
+    fn trace_owner(&self, to: &str, mac: Mac, owner: fib::Owner) -> Result<Trace, String> {
+        let peer = match owner {
+            fib::Owner::Me => Some(self.facts.me),
+            fib::Owner::Peer(slot) => self.node.peer_at(slot),
+            fib::Owner::Nobody => None,
+        };
+        let peer = peer.ok_or_else(|| format!("{to} is an address of the range that no peer owns"))?;
+        let trace = self.node.trace(&peer.to_string())?;
+        Ok(Trace { to: to.to_owned(), mac: Some(mac.to_string()), ..trace })
+    }
+
     fn trace_mac(&self, to: &str, mac: Mac) -> Result<Trace, String> {
+        if let Some((_, owner)) = self.plane.fib().owners.of_mac(mac) {
+            return self.trace_owner(to, mac, owner);
+        }
         let entry = self.plane.fdb().entries().into_iter().find(|entry| entry.mac == mac);
         let owner =
             entry.ok_or_else(|| format!("{mac} has sent no frame here yet: it would be flooded to every peer"))?.owner;

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     println!("{count} schedules of {STEPS} steps, {} violations, {seconds:.0} s", faults.len());
     println!("{} of {} healed ones did not come to rest", rest.len(), count / HEALED);
     println!("{total:?}");
+    rest.iter().filter_map(|fault| fault.lines().next()).take(SHOWN).for_each(|fault| println!("{fault}"));
     faults.iter().take(SHOWN).for_each(|fault| println!("{fault}"));
     if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

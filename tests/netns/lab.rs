@@ -103,8 +103,9 @@ impl Slot {
         let count = 2;
         loop {
             for number in 0..count {
-                let path =
-                    std::env::temp_dir().join(format!("meshnet-lab-slot-{number}.{}", if is_root() { 0 } else { 1 }));
+                // In the build's directory: another user's files are no business of this one's.
+                let place = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
+                let path = place.join(format!("meshnet-lab-slot-{number}"));
                 let Ok(file) = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path) else {
                     continue;
                 };

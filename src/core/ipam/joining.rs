@@ -47,6 +47,12 @@ impl Guests {
         Guests { released, ..Guests::default() }
     }
 
+    /// What a restart leaves.
+    #[cfg(test)]
+    pub fn after_restart(&self) -> Guests {
+        Guests::restore(self.released.clone())
+    }
+
     pub fn is_released(&self, joiner: ShortId, attempt: u32) -> bool {
         self.released.get(&joiner).is_some_and(|released| *released >= attempt)
     }

@@ -564,7 +564,7 @@ pub fn cidr(span: Span) -> String {
 /// Longest wait for an address: a container's start waits as long.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// Longest wait for a removal; it goes on by itself afterwards.
-const REMOVAL_TIME: Duration = Duration::from_secs(10);
+const REMOVAL_TIME: Duration = Duration::from_secs(8);
 /// Longest wait for one peer's answer.
 const ASK_TIME: Duration = Duration::from_secs(1);
 /// A peer that was heard within this time may be cut off only.

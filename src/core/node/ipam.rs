@@ -316,6 +316,15 @@ impl Node {
 
 /// What people see.
 impl Node {
+    /// Addresses can be given out here, or are not to be; else what is waited for.
+    pub fn addresses_ready(&self) -> Result<(), String> {
+        let Some(addresses) = &self.ipam else { return Ok(()) };
+        match addresses.machine.config().init {
+            ipam::Init::Observer => Ok(()),
+            _ => addresses.machine.ready(&addresses.view),
+        }
+    }
+
     /// The address space as this peer sees it.
     pub fn ipam_status(&self) -> api::Ipam {
         let Some(addresses) = &self.ipam else { return api::Ipam::off() };
