@@ -136,6 +136,8 @@ pub struct Traffic {
     pub tx_direct: AtomicU64,
     /// Datagrams of it that came on the direct path and proved genuine.
     pub rx_direct: AtomicU64,
+    /// The same, as QUIC datagrams on the link.
+    pub rx_link: AtomicU64,
     /// Datagrams sent by relays.
     pub tx_relayed: AtomicU64,
     /// Datagrams of it that came by relays and proved genuine.

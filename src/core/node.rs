@@ -20,6 +20,7 @@ mod sessions;
 mod status;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -156,7 +157,7 @@ impl Node {
             started: now,
             outputs: VecDeque::new(),
             clock: SteadyClock { next_tick: now + TICK, lost: Duration::ZERO },
-            peers: Peers::new(me, config.timing, rng.next_u64()),
+            peers: Peers::new(me, config.timing, config.transport, rng.next_u64()),
             links: Links::default(),
             sessions: Sessions::default(),
             dials,
@@ -216,6 +217,7 @@ impl Node {
             Input::SessionWanted(slot) => self.on_session_wanted(now, slot),
             Input::Addresses(addresses) => self.on_addresses(addresses),
             Input::Mtu(mtu) => self.on_mtu(mtu),
+            Input::DatagramMax { link, bytes } => self.on_datagram_max(link, bytes),
             Input::Ipam(input) => self.on_ipam(now, input),
             Input::HostAddresses(hosts) => self.on_host_addresses(hosts),
         }

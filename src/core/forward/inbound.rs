@@ -29,6 +29,7 @@ use crate::counters::DropReason;
 use crate::fdb::Owner;
 use crate::fib::owners::address_of;
 use crate::fib::{self, Fib, FibPeer, PeerSlot};
+use crate::peer::from_link;
 use crate::session::keys::HOP_INNER_BYTES;
 
 /// A datagram of a session that proved genuine.
@@ -189,8 +190,9 @@ impl Forwarder {
     /// Marks genuine traffic on the direct path, and tells the node when it came from elsewhere than that path leads.
     #[inline]
     fn came_directly(&mut self, arrival: &Arrival<'_>, slot: PeerSlot, peer: &FibPeer, punt: &mut impl Punt) {
-        peer.traffic.rx_direct.fetch_add(1, Relaxed);
         let (from, tick) = (arrival.from, arrival.tick);
+        let mark = if from_link(from).is_some() { &peer.traffic.rx_link } else { &peer.traffic.rx_direct };
+        mark.fetch_add(1, Relaxed);
         if peer.direct != Some(from) && self.roamed != Some((slot, from, tick)) {
             self.roamed = Some((slot, from, tick));
             if !peer.traffic.may_punt() {

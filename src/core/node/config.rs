@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::identity::{Identity, Verifier, Verify};
 use crate::node::Saved;
 use crate::peer::path::Timing;
+use crate::peer::transport::Policy;
 use crate::session::{Cipher, rekey};
 
 /// Settings of a node. They do not change while it lives, but for those that [`crate::node::Input`] names.
@@ -42,6 +43,8 @@ pub struct Config {
     pub port: u16,
     /// How fast failures are found.
     pub timing: Timing,
+    /// By what frames travel to neighbours.
+    pub transport: Policy,
     /// When sessions are keyed anew.
     pub rekey: rekey::Limits,
     /// Start of all that is drawn.
@@ -76,6 +79,7 @@ impl Config {
             mtu: 1310,
             port: PORT,
             timing: Timing::DEFAULT,
+            transport: Policy::Auto,
             rekey: rekey::Limits::default(),
             seed: [0; 32],
             relay: true,

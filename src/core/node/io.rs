@@ -62,6 +62,13 @@ pub enum Input {
         /// Whether it takes messages.
         writable: bool,
     },
+    /// The longest QUIC datagram that a link takes changed.
+    DatagramMax {
+        /// Which.
+        link: LinkId,
+        /// Bytes; 0: it takes none.
+        bytes: u16,
+    },
     /// Answer to [`Output::Resolve`].
     Resolved {
         /// As asked.
@@ -164,9 +171,9 @@ pub enum Output {
         /// The reason told to the other end.
         reason: CloseReason,
     },
-    /// Send these bytes as one UDP datagram: a sealed probe.
+    /// Send these bytes as one UDP datagram, or on a link as one QUIC datagram: a sealed probe.
     Datagram {
-        /// Where.
+        /// Where; a [`crate::peer::link_address`] means the link.
         to: SocketAddr,
         /// All of it.
         bytes: Vec<u8>,

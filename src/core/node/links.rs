@@ -47,7 +47,8 @@ impl Node {
             self.make_room_for(now, peer, remote);
         }
         let phase = Phase::Hello;
-        let link = Link { id, peer, remote, dial, errand, phase, since: now, secret, session, hello: None };
+        let (hello, datagram_max) = (None, 0);
+        let link = Link { id, peer, remote, dial, errand, phase, since: now, secret, session, hello, datagram_max };
         let control = !link.relayed();
         if let Err(link) = self.links.open(link, self.config.max_links) {
             self.sessions.on_link_end(session, None);
@@ -196,7 +197,8 @@ impl Node {
             state.seen = Some(now);
         }
         self.note_known(peer);
-        self.with_path(now, peer, |path, at, out| path.on_link_up(at, remote, out));
+        let to = self.led_by(now, peer, id, remote);
+        self.with_path(now, peer, |path, at, out| path.on_link_up(at, to, out));
     }
 
     fn on_session_ready(&mut self, now: Time, id: LinkId) {
@@ -354,9 +356,10 @@ impl Node {
             self.gossip.on_link_down(id);
         }
         if let Some(current) = self.links.current(peer, relayed) {
-            let remote = current.remote;
+            let (current, remote) = (current.id, current.remote);
             if !relayed {
-                self.with_path(now, peer, |path, at, out| path.on_link_moved(at, remote, out));
+                let to = self.led_by(now, peer, current, remote);
+                self.with_path(now, peer, |path, at, out| path.on_link_moved(at, to, out));
             }
             return;
         }
@@ -374,6 +377,9 @@ impl Node {
             self.dials.want(now, errand, &addresses, LINK_LOST);
         }
         if !relayed {
+            if let Some(peer) = self.peers.of_mut(&peer) {
+                peer.transport.on_link_down();
+            }
             self.with_path(now, peer, |path, _, out| path.on_link_down(out));
         }
     }

@@ -9,6 +9,7 @@ use meshnet_proto::wire::data::{InnerKind, Probe, Route};
 use super::peers::Peer;
 use super::{Level, Node};
 use crate::fib::{DATAGRAM_BASE, Path, PeerSlot};
+use crate::peer::from_link;
 use crate::peer::mtu::{self, PathMtu, SizeProbe};
 use crate::time::Time;
 
@@ -58,7 +59,7 @@ impl Node {
         let large = peer.traffic.large.load(Relaxed) && peer.traffic.large.swap(false, Relaxed);
         let (mut direct, mut relayed) = (Vec::new(), Vec::new());
         let before = peer.sizes.direct.bytes();
-        if let Some(to) = peer.path.usable() {
+        if let Some(to) = peer.path.usable().filter(|to| from_link(*to).is_none()) {
             peer.sizes.direct.set_ceiling(at, ceiling);
             if peer.sizes.at.replace(to) != Some(to) {
                 peer.sizes.direct.reset(at);
@@ -138,19 +139,20 @@ impl Node {
     pub(super) fn way_max(&self, peer: &Peer, path: &Path) -> usize {
         match path {
             Path::None => DATAGRAM_BASE,
-            Path::Direct(to) => peer.sizes.datagram(Some(*to)),
+            Path::Direct(to) => self.datagram_max(peer, Some(*to)),
             Path::Relayed { first, route } => {
                 let Some(first_hop) = self.peers.get(*first) else { return DATAGRAM_BASE };
                 let address = first_hop.path.address();
                 let known = peer.sizes.relayed.as_ref().filter(|known| known.is(*first, route));
                 let bytes = known.map_or(mtu::BASE, |known| known.mtu.bytes());
+                let hop = self.datagram_max(first_hop, address);
                 // The base size is one of packets: over IPv6, further on, a datagram of it is the shorter.
                 if bytes <= mtu::BASE {
-                    return DATAGRAM_BASE;
+                    return DATAGRAM_BASE.min(hop);
                 }
                 let known =
                     address.map_or(DATAGRAM_BASE, |address| usize::from(bytes).saturating_sub(headers(address)));
-                known.min(first_hop.sizes.datagram(address))
+                known.min(hop)
             }
         }
     }

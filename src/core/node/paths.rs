@@ -14,7 +14,7 @@ use super::{Level, Node, Output, Ping};
 use crate::fib::{Path, PeerSlot};
 use crate::peer::path::{Action, Answer};
 use crate::peer::targets::Errand;
-use crate::peer::virtual_address;
+use crate::peer::{from_link, virtual_address};
 use crate::route::{self, FloodTrees, PeerRoute, RouteInput, Way};
 use crate::time::Time;
 use crate::topology::own::cost_of;
@@ -53,6 +53,7 @@ impl Node {
                 self.take_actions(now, slot, actions);
             }
             if all {
+                self.tick_transport(now, slot);
                 self.tick_sizes(now, slot);
             }
         }
@@ -100,7 +101,11 @@ impl Node {
 
     fn on_moved(&mut self, now: Time, slot: PeerSlot, to: SocketAddr) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
+        if from_link(to).is_some() {
+            return;
+        }
         peer.last_remote = Some(to);
+        peer.transport.on_moved(to);
         let id = peer.id;
         self.event(Level::Info, "peer moved", Some(id), to.to_string());
         // A QUIC server does not follow its client's idea of where it is: the client dials again.
@@ -126,6 +131,9 @@ impl Node {
     }
 
     pub(super) fn on_roamed(&mut self, now: Time, slot: PeerSlot, from: SocketAddr) {
+        if self.is_other_transport(slot, from) {
+            return;
+        }
         if let Some(id) = self.peers.get(slot).map(|peer| peer.id) {
             self.with_path(now, id, |path, at, out| path.on_roamed(at, from, out));
         }
@@ -148,7 +156,9 @@ impl Node {
         let id = peer.id;
         match inner.kind {
             InnerKind::Probe => {
-                peer.questions += u64::from(!relayed);
+                let by_link = from_link(from).is_some();
+                peer.questions_link += u64::from(by_link && !relayed);
+                peer.questions += u64::from(!by_link && !relayed);
                 let to = (!relayed).then_some(from);
                 self.seal_and_send(slot, InnerKind::ProbeReply, probe, to, 0);
             }
@@ -156,7 +166,10 @@ impl Node {
                 let mut answer = Answer::Unknown;
                 self.with_path(now, id, |path, at, out| answer = path.on_reply(at, probe.token, out));
                 let (Answer::Direct(rtt) | Answer::Relayed(rtt)) = answer else {
-                    return self.on_size_reply(now, slot, probe.token);
+                    if !self.on_transport_reply(now, slot, probe.token) {
+                        self.on_size_reply(now, slot, probe.token);
+                    }
+                    return;
                 };
                 if let Some(ping) = self.pings.remove(&probe.token) {
                     self.outputs.push_back(Output::Pong { token: probe.token, result: Some((rtt, ping.way)) });
@@ -356,6 +369,7 @@ impl Node {
         }
         let (to, way) = match self.path_to(slot) {
             Path::None => return Err(format!("{who} cannot be reached")),
+            Path::Direct(to) if from_link(to).is_some() => (Some(to), "direct by QUIC".to_owned()),
             Path::Direct(to) => (Some(to), format!("direct to {to}")),
             Path::Relayed { first, .. } => {
                 let name = self.peers.get(first).map(|peer| self.topology.display_name(&peer.id)).unwrap_or_default();

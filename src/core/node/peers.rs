@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use meshnet_proto::{PeerId, limits};
@@ -11,6 +12,7 @@ use super::mtu::Sizes;
 use super::{Node, Output};
 use crate::fib::{PeerSlot, StormBudget, Traffic};
 use crate::peer::path::{PeerPath, Sample, Timing};
+use crate::peer::transport::{By, Policy, Transport};
 use crate::session::ReplayWindow;
 use crate::time::Time;
 
@@ -19,12 +21,15 @@ use crate::time::Time;
 pub(super) struct Peer {
     pub id: PeerId,
     pub path: PeerPath,
+    pub transport: Transport,
     pub sizes: Sizes,
     pub traffic: Arc<Traffic>,
     pub flood_window: Arc<ReplayWindow>,
     pub storm: Arc<StormBudget>,
-    /// Its probes that came on the direct path.
+    /// Its probes that came on the direct path, by UDP.
     pub questions: u64,
+    /// The same, by QUIC.
+    pub questions_link: u64,
     /// Of its hello or record, the higher.
     pub incarnation: u64,
     /// First relays that were silent, and until when they are left out.
@@ -44,25 +49,31 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// While frames go by UDP, what comes by QUIC came another way: the other end may have left UDP because it hears nothing there.
     pub fn sample(&self) -> Sample {
+        let load = |mark: &AtomicU64| mark.load(Relaxed);
+        let (udp, link) = (load(&self.traffic.rx_direct), load(&self.traffic.rx_link));
+        let by_quic = self.transport.by() == By::Quic;
         Sample {
-            tx_direct: self.traffic.tx_direct.load(Relaxed),
-            rx_direct: self.traffic.rx_direct.load(Relaxed),
-            tx_relayed: self.traffic.tx_relayed.load(Relaxed),
-            rx_relayed: self.traffic.rx_relayed.load(Relaxed),
-            questions: self.questions,
+            tx_direct: load(&self.traffic.tx_direct),
+            rx_direct: if by_quic { udp + link } else { udp },
+            tx_relayed: load(&self.traffic.tx_relayed),
+            rx_relayed: load(&self.traffic.rx_relayed) + if by_quic { 0 } else { link },
+            questions: if by_quic { self.questions + self.questions_link } else { self.questions },
         }
     }
 
-    fn new(me: PeerId, id: PeerId, timing: Timing, seed: u64) -> Peer {
+    fn new(me: PeerId, id: PeerId, timing: Timing, transport: Policy, seed: u64) -> Peer {
         Peer {
             id,
             path: PeerPath::new(timing, me < id, seed ^ id.short().0),
+            transport: Transport::new(transport, seed.rotate_left(16) ^ id.short().0),
             sizes: Sizes::new(seed.rotate_left(32) ^ id.short().0),
             traffic: Arc::default(),
             flood_window: Arc::default(),
             storm: Arc::default(),
             questions: 0,
+            questions_link: 0,
             incarnation: 0,
             avoided: Vec::new(),
             first: None,
@@ -96,11 +107,12 @@ pub(super) struct Peers {
     pub active: BTreeSet<PeerSlot>,
     me: PeerId,
     timing: Timing,
+    transport: Policy,
     seed: u64,
 }
 
 impl Peers {
-    pub fn new(me: PeerId, timing: Timing, seed: u64) -> Peers {
+    pub fn new(me: PeerId, timing: Timing, transport: Policy, seed: u64) -> Peers {
         Peers {
             slots: Vec::new(),
             by_id: BTreeMap::new(),
@@ -108,6 +120,7 @@ impl Peers {
             active: BTreeSet::new(),
             me,
             timing,
+            transport,
             seed,
         }
     }
@@ -117,7 +130,7 @@ impl Peers {
         if let Some(slot) = self.by_id.get(&id) {
             return Some(*slot);
         }
-        let peer = Peer::new(self.me, id, self.timing, self.seed);
+        let peer = Peer::new(self.me, id, self.timing, self.transport, self.seed);
         if self.slots.len() < SLOTS_FRESH || self.free.is_empty() && self.slots.len() < limits::PEERS_MAX {
             let slot = PeerSlot(self.slots.len() as u32);
             self.by_id.insert(id, slot);

@@ -150,6 +150,12 @@ impl Node {
                     "give both the same --mtu, the lower of the two",
                 );
             }
+            if self.peers.of(id).is_some_and(|peer| peer.transport.fell_back() && peer.path.usable().is_some()) {
+                add(
+                    format!("frames to {name} go by QUIC, since sealed UDP does not pass"),
+                    "nothing must be done; to make it faster, let all UDP to its port pass, not only what looks like QUIC",
+                );
+            }
             let Some(route) = self.routes.get(id) else { continue };
             let direct_wanted = self.dials.has(&Errand::Peer(*id)) && self.links.current(*id, false).is_none();
             if direct_wanted && route.best.is_some_and(|way| !way.is_direct()) {

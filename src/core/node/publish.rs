@@ -126,7 +126,7 @@ impl Node {
                 flood_window: peer.flood_window.clone(),
                 storm: peer.storm.clone(),
                 traffic: peer.traffic.clone(),
-                datagram_max: peer.sizes.datagram(peer.path.address()),
+                datagram_max: self.datagram_max(peer, peer.path.address()),
                 way_max: self.way_max(peer, &path),
                 fragments: held.is_some_and(|held| held.fragments),
             });
@@ -163,7 +163,7 @@ impl Node {
     /// By records, which are many and seldom change, and by what is known here.
     fn underlay(&self) -> Vec<IpAddr> {
         let mut all = self.publisher.told.1.clone();
-        let paths = self.peers.active.iter().filter_map(|slot| self.peers.get(*slot)?.path.address());
+        let paths = self.peers.active.iter().filter_map(|slot| self.underlay_of(self.peers.get(*slot)?));
         for address in self.addresses.iter().copied().chain(paths).map(|address| address.ip()) {
             if let Err(at) = all.binary_search(&address) {
                 all.insert(at, address);

@@ -8,8 +8,10 @@ use super::Node;
 use super::peers::Peer;
 use crate::fib::{Path, PeerSlot};
 use crate::gossip::GossipCounters;
+use crate::peer::from_link;
 use crate::peer::link::{Link, Phase};
 use crate::peer::targets::Errand;
+use crate::peer::transport::By;
 use crate::session::Cipher;
 use crate::time::Time;
 use crate::topology::Topology;
@@ -66,16 +68,29 @@ impl Node {
         api::Link {
             peer: Some(link.peer),
             name: self.name_of(link),
-            address: peer.and_then(|peer| peer.path.address()).unwrap_or(link.remote).to_string(),
+            address: peer.and_then(|peer| self.underlay_of(peer)).unwrap_or(link.remote).to_string(),
             state: LinkState::Established,
-            transport: "udp".into(),
+            transport: peer.map_or("udp", transport_name).into(),
             encrypted: true,
-            mtu: peer.map_or(0, |peer| peer.sizes.packet(peer.path.address()).into()),
+            mtu: peer.map_or(0, |peer| self.packet_max(peer)),
             rtt_ms: peer.map_or(0.0, rtt_ms),
             outbound: link.outbound(),
-            reason: silent.then(|| "nothing comes back on the direct path: frames take another".to_owned()),
+            reason: if silent {
+                Some("nothing comes back on the direct path: frames take another".to_owned())
+            } else {
+                peer.filter(|peer| peer.transport.fell_back()).map(|_| FELL_BACK.to_owned())
+            },
             retry_s: None,
             cipher: session.map(|held| cipher_name(held.session.cipher)).unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The largest packet on the direct path; with QUIC, the largest of what it carries.
+    fn packet_max(&self, peer: &Peer) -> u32 {
+        let address = peer.path.address();
+        match address.and_then(from_link) {
+            Some(_) => self.datagram_max(peer, address) as u32,
+            None => peer.sizes.packet(address).into(),
         }
     }
 
@@ -113,7 +128,7 @@ impl Node {
         let route = |(slot, peer): (PeerSlot, &Peer)| {
             let (kind, address, relays) = match self.path_to(slot) {
                 Path::None => ("none", None, Vec::new()),
-                Path::Direct(address) => ("direct", Some(address), Vec::new()),
+                Path::Direct(_) => ("direct", self.underlay_of(peer), Vec::new()),
                 Path::Relayed { route, .. } => {
                     let relays = route.hops().split_last().map(|(_, relays)| relays).unwrap_or_default();
                     ("relayed", None, relays.iter().filter_map(|short| self.topology.by_short(*short)).collect())
@@ -189,7 +204,7 @@ impl Node {
         let mut before = self.me;
         for hop in hops {
             let address = if before == self.me {
-                self.peers.of(&hop).and_then(|peer| peer.path.address())
+                self.peers.of(&hop).and_then(|peer| self.underlay_of(peer))
             } else {
                 self.topology.entry(&hop).and_then(|entry| entry.record().endpoints.first().copied())
             };
@@ -226,6 +241,13 @@ impl Node {
     }
 }
 
+fn transport_name(peer: &Peer) -> &'static str {
+    match peer.transport.by() {
+        By::Udp => "udp",
+        By::Quic => "quic",
+    }
+}
+
 fn rtt_ms(peer: &Peer) -> f64 {
     let direct = peer.path.usable().and(peer.path.rtt());
     let rtt = direct.or(peer.path.rtt_relayed()).or(peer.path.rtt()).unwrap_or_default();
@@ -247,3 +269,6 @@ fn cipher_name(cipher: Cipher) -> &'static str {
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
+
+/// Why QUIC is in use though nobody chose it.
+const FELL_BACK: &str = "sealed UDP does not pass though QUIC does: frames go by QUIC, which is slower";

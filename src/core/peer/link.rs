@@ -56,6 +56,8 @@ pub struct Link {
     pub session: u32,
     /// What the other end said.
     pub hello: Option<Hello>,
+    /// The longest QUIC datagram that it takes now; 0: none.
+    pub datagram_max: u16,
 }
 
 impl Link {
@@ -192,6 +194,11 @@ impl Links {
     /// One link.
     pub fn get(&self, id: LinkId) -> Option<&Link> {
         self.all.get(&id)
+    }
+
+    /// Notes the longest QUIC datagram that a link takes; true when that is news.
+    pub fn set_datagram_max(&mut self, id: LinkId, bytes: u16) -> bool {
+        self.all.get_mut(&id).is_some_and(|link| std::mem::replace(&mut link.datagram_max, bytes) != bytes)
     }
 
     /// All, by number.

@@ -225,6 +225,12 @@ impl PeerPath {
     /// A direct link is up (or another took its place), to `address`. Its handshake has just passed there, so the path counts as good.
     pub fn on_link_up(&mut self, now: Time, address: SocketAddr, out: &mut Vec<Action>) {
         let moved = self.address.replace(address) != Some(address);
+        if moved {
+            // A late reply from where it was must not lead back there.
+            self.outstanding.retain(|sent| sent.to.is_none_or(|to| to == address));
+            // Another address may be of another transport, whose marks are others.
+            self.answers = 0;
+        }
         if self.direct != Direct::Absent && !moved && self.usable().is_some() {
             return;
         }

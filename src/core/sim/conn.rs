@@ -12,7 +12,7 @@ use rand::Rng;
 use super::{HostId, Sim, What};
 use crate::fib::Path;
 use crate::node::{DialError, DialId, Input, LinkEnd, LinkId};
-use crate::peer::{from_virtual, virtual_address};
+use crate::peer::{from_virtual, link_address, virtual_address};
 use crate::session::SessionSecret;
 use crate::time::Time;
 
@@ -155,6 +155,10 @@ impl Sim {
         self.log(&[5, host as u64, other as u64, self.now.as_us()]);
         self.input(host, Input::LinkOpened { link: links[0], dial: Some(dial), peer, remote, secret: secret.clone() });
         self.input(other, Input::LinkOpened { link: links[1], dial: None, peer: me, remote: seen, secret });
+        if !relayed {
+            self.input(host, Input::DatagramMax { link: links[0], bytes: DATAGRAM_MAX });
+            self.input(other, Input::DatagramMax { link: links[1], bytes: DATAGRAM_MAX });
+        }
     }
 
     pub(super) fn on_send(&mut self, host: HostId, link: LinkId, bytes: Arc<[u8]>) {
@@ -169,6 +173,23 @@ impl Sim {
         conn.held[end].push(bytes);
         assert!(conn.held[end].len() < HELD_MAX, "a link's queue grows without bound");
         self.flush(id, end);
+    }
+
+    /// One QUIC datagram: lost like any other, never repeated.
+    pub(super) fn transmit_by_link(&mut self, from: HostId, link: LinkId, bytes: Vec<u8>) {
+        let Some((id, end)) = self.conns.by_link.get(&(from, link)).copied() else { return };
+        if bytes.len() > usize::from(DATAGRAM_MAX) || self.conn_delay(id, end).is_none() {
+            return;
+        }
+        let Some(conn) = self.conns.all.get(&id) else { return };
+        let there = conn.ends[1 - end];
+        if !there.open || self.hosts[there.host].life != there.life {
+            return;
+        }
+        for delay in self.net.copies(&mut self.rng, from, there.host) {
+            let datagram = What::Datagram { to: there.host, from: link_address(there.link), bytes: bytes.clone() };
+            self.push(delay, datagram);
+        }
     }
 
     /// Sends what waits, if there is a way.
@@ -284,3 +305,5 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that may wait on one link while there is no way.
 const HELD_MAX: usize = 10_000;
+/// What QUIC takes on a path of 1,280 bytes.
+const DATAGRAM_MAX: u16 = 1_150;

@@ -37,6 +37,7 @@ use rand::{Rng, SeedableRng};
 use crate::forward::Deliver;
 use crate::identity::{Identity, SharedVerifier};
 use crate::node::{Config, DialError, DialId, Input, LinkId, Node, Output, Saved};
+use crate::peer::from_link;
 use crate::time::Time;
 use conn::Conns;
 pub use host::Host;
@@ -400,9 +401,12 @@ impl Sim {
         self.metrics.datagrams += 1;
         self.metrics.datagram_bytes += bytes.len() as u64;
         self.hosts[from].sent_bytes += bytes.len() as u64;
+        if let Some(link) = from_link(to) {
+            return self.transmit_by_link(from, link, bytes);
+        }
         let now = self.now;
         let Some(host) = self.net.route(now, from, to) else { return };
-        if !self.net.fits(from, host, bytes.len()) {
+        if !self.net.fits(from, host, bytes.len()) || self.net.refuses_data(from, host) {
             return;
         }
         let source = self.net.seen_as(from);

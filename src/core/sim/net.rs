@@ -69,6 +69,8 @@ pub struct Net {
     cuts: BTreeSet<(HostId, HostId)>,
     /// Hosts of different groups do not reach each other.
     groups: BTreeMap<HostId, u32>,
+    /// From, to: only QUIC passes.
+    data_cuts: BTreeSet<(HostId, HostId)>,
     /// The largest packet between two hosts, the lower first; any size when there is none.
     sizes: BTreeMap<(HostId, HostId), usize>,
 }
@@ -84,6 +86,7 @@ impl Net {
             nats: BTreeMap::new(),
             cuts: BTreeSet::new(),
             groups: BTreeMap::new(),
+            data_cuts: BTreeSet::new(),
             sizes: BTreeMap::new(),
         }
     }
@@ -128,6 +131,20 @@ impl Net {
         } else {
             self.cuts.remove(&(from, to))
         };
+    }
+
+    /// Lets only QUIC pass in one direction, or everything again.
+    pub fn cut_data(&mut self, from: HostId, to: HostId, cut: bool) {
+        if cut {
+            self.data_cuts.insert((from, to))
+        } else {
+            self.data_cuts.remove(&(from, to))
+        };
+    }
+
+    /// Whether sealed datagrams are lost in this direction.
+    pub fn refuses_data(&self, from: HostId, to: HostId) -> bool {
+        self.data_cuts.contains(&(from, to))
     }
 
     /// The path between two hosts takes packets (IP and UDP included) up to `bytes`; larger ones vanish, and nobody is told.

@@ -4,6 +4,7 @@ mod addresses;
 mod faults;
 mod large;
 mod mtu;
+mod transport;
 
 use super::*;
 
