@@ -369,7 +369,9 @@ impl PeerPath {
             Direct::Good => {
                 let silence = |since: Option<Time>| since.is_some_and(|since| now.since(since) >= self.silence());
                 // Frames go out, and the question that went with them had no reply: the other end may be heard and yet hear nothing.
-                let unheard = self.unanswered.is_some() && silence(self.asked);
+                // Without frames of its own a path may be a hop for those of others: a whole interval decides there.
+                let missed = self.asked.is_some_and(|asked| now.since(asked) >= self.timing.probe);
+                let unheard = (self.unanswered.is_some() || missed) && silence(self.asked);
                 if hinted || silence(self.unanswered) || unheard {
                     self.direct = Direct::Doubted { sent: 0, hinted };
                     self.next_probe = now;

@@ -126,7 +126,7 @@ fn through_a_relay_each_hop_has_its_own_transport() {
     }
     sim.run(ms(500));
     block(&mut sim, &BOTH, true);
-    for _ in 0..600 {
+    for _ in 0..300 {
         sim.inject(0, Some(2));
         sim.inject(2, Some(0));
         sim.run(ms(10));
