@@ -152,6 +152,8 @@ pub enum Transport {
     Auto,
     /// Sealed UDP datagrams.
     Udp,
+    /// QUIC datagrams.
+    Quic,
 }
 
 /// How soon a silent neighbour counts as gone.
@@ -343,7 +345,7 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
     let path = |text: &str| Ok(PathBuf::from(text));
     let listen = texts.one("listen", value::address_and_port)?.unwrap_or(LISTEN);
     let ipam_range = texts.one("ipam-range", value::range)?;
-    let transport = texts.one("transport", transport)?.unwrap_or(Transport::Auto);
+    let transport = texts.one("transport", |text| value::word(text, &TRANSPORTS))?.unwrap_or(Transport::Auto);
     texts.many("trusted-subnet", trusted_subnet)?;
     let mut settings = Settings {
         name: match texts.one("name", value::name)? {
@@ -414,13 +416,6 @@ fn secret(texts: &Texts) -> Result<Option<PathBuf>, ConfigError> {
             ),
         )),
     }
-}
-
-fn transport(text: &str) -> Result<Transport, String> {
-    if text == "quic" {
-        return Err("it is not available in this version; use auto or udp".into());
-    }
-    value::word(text, &[("auto", Transport::Auto), ("udp", Transport::Udp)])
 }
 
 /// Checked so that a mistake is named as such; then refused, because the sealed path is the only one there is.
@@ -498,6 +493,8 @@ const MTU_MAX: u16 = u16::MAX - 190;
 const WORKERS_MAX: usize = (limits::LANES_MAX - 1) / 2;
 /// Beyond four queues the gain in the measurements was gone.
 const WORKERS_AUTO_MAX: usize = 4;
+const TRANSPORTS: [(&str, Transport); 3] =
+    [("auto", Transport::Auto), ("udp", Transport::Udp), ("quic", Transport::Quic)];
 const PROFILES: [(&str, Profile); 2] = [("default", Profile::Default), ("fast", Profile::Fast)];
 const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 const LEVELS: [(&str, tracing::Level); 5] = [

@@ -33,7 +33,9 @@ use meshnet_core::fib::Fib;
 use meshnet_core::forward::lane_node;
 use meshnet_core::identity::Identity;
 use meshnet_core::node::{self, Node, Saved};
+use meshnet_core::peer::from_link;
 use meshnet_core::peer::path::Timing;
+use meshnet_core::peer::transport::Policy;
 use meshnet_core::session::Cipher;
 use meshnet_core::time::Time;
 use meshnet_proto::PeerId;
@@ -42,13 +44,13 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
+use crate::dataplane::{self, Dataplane, FrameInbox, PuntRing, QuicInbox};
 use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address, virtual_peer};
 use crate::udp::UdpSockets;
 use crate::{api, telemetry};
 use addresses::Addresses;
 use backend::Asker;
-use config::{Profile, Settings};
+use config::{Profile, Settings, Transport};
 use devices::Devices;
 use driver::{Driver, Sources};
 use ipam::Shell;
@@ -56,7 +58,7 @@ use peer::Peer;
 use report::Facts;
 use secret::Secret;
 use state::StateDir;
-use wire::Wire;
+use wire::{LinksThread, Received, Wire, by_link};
 
 /// Runs `meshd` to its end.
 pub fn main(
@@ -108,6 +110,9 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
 
     let (inbox, punted, tick) = (Arc::new(Inbox::new()), Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
     let punts = ring(&punted);
+    let received = Arc::new(FrameInbox::default());
+    let frames = by_link(&sockets);
+    let links_thread = LinksThread::start().context("the thread of the links")?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
     let plane = Dataplane::start(dataplane::Config {
         workers: settings.workers,
@@ -117,6 +122,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         fib: fib.load_full(),
         tick: Arc::clone(&tick),
         quic: hand_over(&inbox),
+        frames: Arc::clone(&received),
         punts: Arc::clone(&punts),
         on_tap_lost: devices.tap_lost(),
     })
@@ -128,6 +134,9 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         cluster: settings.cluster.clone(),
         inbox,
         transport: Arc::new(wire),
+        sink: Arc::new(Received(received)),
+        frames,
+        runtime: links_thread.handle.clone(),
     })?;
     let node = node_config(settings, secret, &state, &devices, sockets.local_address().port(), before)?;
     let (shell, kept) = Shell::start(store, &state).context("the thread that writes addresses")?;
@@ -163,7 +172,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let end = driver.run(Sources { links, requests, notices, asks, kept }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
     finished(keeper.await);
-    drop(tasks);
+    drop((tasks, links_thread));
     peer::finish(end, &state, me)
 }
 
@@ -206,6 +215,11 @@ fn node_config(
     node.mtu = devices.mtu();
     node.port = port;
     node.ipam = ipam;
+    node.transport = match settings.transport {
+        Transport::Auto => Policy::Auto,
+        Transport::Udp => Policy::Udp,
+        Transport::Quic => Policy::Quic,
+    };
     node.timing = match settings.profile {
         Profile::Default => Timing::DEFAULT,
         Profile::Fast => Timing::FAST,
@@ -237,8 +251,8 @@ fn hand_over(inbox: &Arc<Inbox>) -> Arc<QuicInbox> {
             while let Some(datagram) = queue.take() {
                 let from = match datagram.source {
                     Some(source) => virtual_address(source),
-                    // No relay sent it: somebody pretends that one did.
-                    None if virtual_peer(datagram.from).is_some() => continue,
+                    // No relay sent it, or it came on a link, where QUIC has no business: somebody pretends.
+                    None if virtual_peer(datagram.from).is_some() || from_link(datagram.from).is_some() => continue,
                     None => datagram.from,
                 };
                 inbox.push(Inbound { from, bytes: datagram.bytes });
@@ -307,6 +321,8 @@ fn ciphers() -> Vec<Cipher> {
 mod tests {
     use super::*;
     use crate::udp::QuicDatagram;
+    use meshnet_core::node::LinkId;
+    use meshnet_core::peer::link_address;
     use meshnet_proto::ShortId;
 
     #[test]
@@ -320,6 +336,7 @@ mod tests {
         };
         let relay = "192.0.2.1:6783".parse().unwrap();
         assert!(put(None, virtual_address(ShortId(7))).contains("queued: 0"));
+        assert!(put(None, link_address(LinkId(7))).contains("queued: 0"));
         assert!(put(Some(ShortId(7)), relay).contains("queued: 1"));
         assert!(put(None, relay).contains("queued: 2"));
     }

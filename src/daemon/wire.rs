@@ -1,4 +1,4 @@
-//! How QUIC sends: by the sockets of the data plane, or through relays by the current snapshot.
+//! How QUIC sends: by the sockets of the data plane, or through relays by the current snapshot. And how frames get onto links and off them.
 
 use std::cell::RefCell;
 use std::io;
@@ -6,12 +6,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use meshnet_core::fib::Fib;
 use meshnet_core::forward::wrap_relayed;
 use meshnet_proto::ShortId;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 
-use crate::quic::DatagramIo;
-use crate::udp::UdpSockets;
+use crate::dataplane::FrameInbox;
+use crate::quic::{DatagramIo, FrameSink, Frames};
+use crate::udp::{Carrier, UdpSockets};
 
 /// The way out of QUIC.
 pub struct Wire {
@@ -43,3 +47,48 @@ impl DatagramIo for Wire {
         })
     }
 }
+
+/// What came on links, for the workers.
+pub struct Received(pub Arc<FrameInbox>);
+
+impl FrameSink for Received {
+    fn put(&self, from: SocketAddr, datagram: Bytes) -> bool {
+        self.0.put(from, datagram)
+    }
+
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+/// Lets the sockets' users send on links too.
+pub fn by_link(sockets: &UdpSockets) -> Arc<Frames> {
+    let frames = Arc::new(Frames::default());
+    let carried = Arc::clone(&frames);
+    sockets.set_carrier(Carrier(Box::new(move |to, bytes, segment| carried.send(to, bytes, segment))));
+    frames
+}
+
+/// The thread on which the links live. It ends when this is dropped, and with it what still runs there.
+pub struct LinksThread {
+    /// To start tasks there.
+    pub handle: Handle,
+    _stop: oneshot::Sender<()>,
+}
+
+impl LinksThread {
+    /// Starts it.
+    pub fn start() -> io::Result<LinksThread> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        std::thread::Builder::new().name("mesh-links".into()).stack_size(STACK_BYTES).spawn(move || {
+            // An error means that the other end is dropped, which is the sign to stop.
+            let _ = runtime.block_on(stopped);
+        })?;
+        Ok(LinksThread { handle, _stop: stop })
+    }
+}
+
+/// Stack of the thread: handshakes are what goes deepest, some tens of KiB.
+const STACK_BYTES: usize = 1 << 20;

@@ -96,6 +96,17 @@ impl Inbound {
                 Err(_) => break,
             }
         }
+        // What came on links: the first thread's alone.
+        while self.seat.worker == 0 && self.buffer.len() - used >= RECEIVE_MAX_BYTES {
+            let Some((from, datagram)) = shared.frames.take() else { break };
+            found = true;
+            let length = datagram.len();
+            let Some(room) = self.buffer.get_mut(used..used + length) else { continue };
+            room.copy_from_slice(&datagram);
+            let received = Received { from, length, stride: length, ecn: 0 };
+            quic |= self.take(&fib, tick, &received, used, &mut punter);
+            used += length;
+        }
         self.joiner.flush(&mut self.buffer, &mut self.tap);
         self.send.flush();
         punter.wake();

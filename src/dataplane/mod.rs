@@ -5,7 +5,7 @@
 //!            ┌───────────────────────────────────────────────────────────▶┐
 //! TAP queue N│◀─ Answer                                                  │ UDP socket N
 //!            └◀───────────────────────────────────────────────────────────┘
-//!                  mesh-in-N:  write ◀ Joiner ◀ Forwarder::inbound ◀ ReceiveBatch
+//!                  mesh-in-N:  write ◀ Joiner ◀ Forwarder::inbound ◀ ReceiveBatch, FrameInbox (what came on links: the first thread)
 //!                                                  ├▶ own SendBatch: relayed and flooded on
 //!                                                  ├▶ QuicInbox  ─ wake ▶ the QUIC endpoint
 //!                                                  └▶ PuntRing   ─ wake ▶ the driver of the node
@@ -16,6 +16,7 @@
 //! May use `core`, `tap`, `udp`, `sys`, `buf`. Deliberately lacks: tokio, locks and allocation per frame, clocks while there are frames (the tick is the
 //! driver's).
 
+mod frames;
 mod idle;
 mod inbound;
 mod outbound;
@@ -40,6 +41,7 @@ use crate::tap::{Tap, TapHealth, TapQueue};
 use crate::udp::UdpSockets;
 
 pub use crate::udp::{QuicDatagram, QuicInbox, Waker};
+pub use frames::FrameInbox;
 pub use punts::PuntRing;
 
 /// What the data path is made of.
@@ -60,6 +62,8 @@ pub struct Config {
     pub quic: Arc<QuicInbox>,
     /// Where the node's share goes.
     pub punts: Arc<PuntRing>,
+    /// Where datagrams come from that travelled on QUIC links.
+    pub frames: Arc<FrameInbox>,
     /// Called once when the TAP is found gone.
     pub on_tap_lost: Waker,
 }
@@ -79,6 +83,7 @@ struct Shared {
     fib: ArcSwap<Fib>,
     tick: Arc<AtomicU32>,
     quic: Arc<QuicInbox>,
+    frames: Arc<FrameInbox>,
     punts: Arc<PuntRing>,
     stop: AtomicBool,
     /// Number of the newest TAP given to the threads, from 1.
@@ -172,6 +177,7 @@ impl Dataplane {
             fib: ArcSwap::new(config.fib),
             tick: config.tick,
             quic: config.quic,
+            frames: config.frames,
             punts: config.punts,
             stop: AtomicBool::new(false),
             tap_newest: AtomicU32::new(0),
@@ -201,6 +207,9 @@ impl Dataplane {
         }
         if let Some(tap) = config.tap {
             dataplane.replace_tap(tap);
+        }
+        if let Some(first) = dataplane.seats.iter().find(|seat| seat.direction == Direction::In) {
+            dataplane.shared.frames.belongs_to(first);
         }
         for seat in dataplane.seats.clone() {
             // Should one fail to start, dropping `dataplane` stops those that run.

@@ -96,6 +96,7 @@ impl Host {
                     fdb: Arc::default(),
                     fib: Arc::new(fib(number, 3 - number, (other, PORT).into(), 2 * workers as u8 + 1)),
                     tick: Arc::default(),
+                    frames: Arc::default(),
                     quic: Arc::clone(&quic),
                     punts: Arc::clone(&punts),
                     on_tap_lost: counting(&lost),

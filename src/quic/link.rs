@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use super::error;
+use super::frames::{Carried, FrameSink};
 
 /// What a link still has to send, and whether it shall close.
 ///
@@ -115,6 +116,9 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) outbox: Arc<Outbox>,
     pub(super) events: mpsc::Sender<Input>,
+    /// Its frames; none through relays.
+    pub(super) carried: Option<Carried>,
+    pub(super) sink: Arc<dyn FrameSink>,
 }
 
 impl Link {
@@ -125,10 +129,23 @@ impl Link {
             reason = self.outbox.cut() => self.cut(reason),
             () = self.write_all(relieved) => self.cut(self.outbox.closing().unwrap_or(CloseReason::Stopping)),
             end = self.read_all() => end,
+            () = self.carry() => LinkEnd::Local,
         };
         // Whatever way it ended, nothing of it stays; the first close of a connection is the one that counts.
         close(&self.connection, CloseReason::Unwanted);
         end
+    }
+
+    /// Moves frames both ways, for as long as the link lives: how it ends, the others say.
+    async fn carry(&self) {
+        if let Some(carried) = &self.carried {
+            let take = carried.take_all(&self.connection, &*self.sink);
+            tokio::select! {
+                () = carried.send_all(&self.connection, &self.events) => {}
+                () = take => {}
+            }
+        }
+        std::future::pending().await
     }
 
     fn cut(&self, reason: CloseReason) -> LinkEnd {

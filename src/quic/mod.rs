@@ -1,7 +1,7 @@
 //! Links: QUIC connections between peers of one cluster, and the messages on them.
 //!
 //! May use `proto`, the types of the core, tokio, quinn, rustls. Deliberately lacks: the UDP socket (the data plane owns it: [`Inbox`], [`DatagramIo`]), any
-//! judgement of messages, links or peers (the node's), reconnecting (the node's), and data frames (they travel sealed over UDP beside QUIC).
+//! judgement of messages, links or peers (the node's), reconnecting (the node's), sealing (frames come sealed: `frames.rs`).
 //!
 //! ```text
 //! driver ── dial, send, close ──▶ Quic ── a task for each dial ─┐
@@ -17,6 +17,7 @@
 mod accept;
 mod cert;
 mod error;
+mod frames;
 mod link;
 mod socket;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use tracing::{debug, info};
 
 use accept::{Admission, Handshaking, Pending, Verdict};
 pub use error::QuicError;
+pub use frames::{FrameSink, Frames};
 pub use link::Sent;
 use link::{Link, Outbox};
 use socket::Socket;
@@ -63,6 +65,12 @@ pub struct QuicConfig {
     pub inbox: Arc<Inbox>,
     /// How QUIC sends.
     pub transport: Arc<dyn DatagramIo>,
+    /// Where frames that come on links go.
+    pub sink: Arc<dyn FrameSink>,
+    /// The way of frames onto links, which others use already.
+    pub frames: Arc<Frames>,
+    /// Where the tasks of the room run: a thread of their own, so that frames do not wait for the control plane, nor it for them.
+    pub runtime: tokio::runtime::Handle,
 }
 
 /// Counters of the room, each growing only.
@@ -116,10 +124,13 @@ struct Shared {
     relieved: Mutex<BTreeSet<LinkId>>,
     relief: Notify,
     counters: QuicCounters,
+    sink: Arc<dyn FrameSink>,
+    frames: Arc<Frames>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Quic {
-    /// Opens the room, in a tokio runtime. What happens comes out of the receiver.
+    /// Opens the room. What happens comes out of the receiver.
     pub fn new(config: QuicConfig) -> Result<(Quic, mpsc::Receiver<Input>), QuicError> {
         let (credentials, peer) =
             cert::Authority::new(&config.authority_seed, &config.cluster)?.admit(&config.identity_seed)?;
@@ -142,6 +153,7 @@ impl Quic {
         });
         let servers = transports.map(|transport| Arc::new(server_config(server.clone(), transport)));
         let socket = Arc::new(Socket::new(config.inbox.clone(), config.transport.clone()));
+        let _inside = config.runtime.enter();
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(&config.identity_seed),
             Some((*servers[0]).clone()),
@@ -166,9 +178,12 @@ impl Quic {
             relieved: Mutex::default(),
             relief: Notify::new(),
             counters: QuicCounters::default(),
+            sink: config.sink.clone(),
+            frames: config.frames.clone(),
+            runtime: config.runtime.clone(),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept_all(shared.clone()));
+        tasks.spawn_on(accept_all(shared.clone()), &config.runtime);
         Ok((Quic { shared, tasks: Mutex::new(tasks) }, receiver))
     }
 
@@ -182,7 +197,8 @@ impl Quic {
         let shared = self.shared.clone();
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
+        let runtime = self.shared.runtime.clone();
+        let dialling = async move {
             let connected = match Counted::below(&shared.dials, DIALS_MAX) {
                 Some(_dialling) => shared.connect(remote, expect).await,
                 None => Err(DialError::Other("too many dials at once".into())),
@@ -192,7 +208,8 @@ impl Quic {
                 // The driver is gone when nobody takes the event, and then nobody needs it.
                 Err(why) => drop(shared.events.send(Input::DialFailed { dial, why }).await),
             }
-        });
+        };
+        tasks.spawn_on(dialling, &runtime);
     }
 
     /// Sends a message (`length ‖ type ‖ body`) after all earlier ones of this link. When the link's queue is full the link is closed with `Slow`.
@@ -233,7 +250,7 @@ impl Quic {
 
     /// Datagrams lost because the inbox was full or the kernel refused them.
     pub fn datagrams_lost(&self) -> u64 {
-        self.shared.inbox.dropped() + self.shared.socket.send_errors()
+        self.shared.inbox.dropped() + self.shared.socket.send_errors() + self.shared.frames.lost()
     }
 
     /// Says goodbye on all links and ends; takes 1 s at most.
@@ -354,7 +371,9 @@ impl Shared {
         if self.events.send(opened).await.is_err() {
             return;
         }
-        let link = Link { id, connection, outbox, events: self.events.clone() };
+        // Through relays frames travel as they are: the relays' links carry them.
+        let carried = virtual_peer(remote).is_none().then(|| self.frames.open(id));
+        let link = Link { id, connection, outbox, events: self.events.clone(), carried, sink: self.sink.clone() };
         let why = link
             .run(|id| {
                 self.relieved().insert(id);
@@ -460,6 +479,9 @@ fn transport_config(relayed: bool) -> TransportConfig {
         .allow_spin(false)
         .enable_segmentation_offload(!relayed)
         .mtu_discovery_config((!relayed).then(MtuDiscoveryConfig::default));
+    if !relayed {
+        frames::configure(&mut config);
+    }
     config
 }
 

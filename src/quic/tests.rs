@@ -24,6 +24,19 @@ struct Plain {
     longest: AtomicUsize,
     /// Counts down: the kernel has no room.
     blocked: AtomicUsize,
+    frames: Arc<Frames>,
+    /// Frames that came on links.
+    taken: Mutex<Vec<(SocketAddr, Vec<u8>)>>,
+}
+
+impl FrameSink for Plain {
+    fn put(&self, from: SocketAddr, datagram: bytes::Bytes) -> bool {
+        let mut taken = self.taken.lock().unwrap();
+        taken.push((from, datagram.to_vec()));
+        true
+    }
+
+    fn wake(&self) {}
 }
 
 impl DatagramIo for Plain {
@@ -77,6 +90,8 @@ fn end_on(socket: UdpSocket, credentials: &Credentials, peer: PeerId, handshake:
         me: Mutex::new(peer.short()),
         longest: AtomicUsize::new(0),
         blocked: AtomicUsize::new(0),
+        frames: Arc::default(),
+        taken: Mutex::default(),
     });
     let inbox = Arc::new(Inbox::new());
     let config = QuicConfig {
@@ -85,6 +100,9 @@ fn end_on(socket: UdpSocket, credentials: &Credentials, peer: PeerId, handshake:
         cluster: "test".into(),
         inbox: inbox.clone(),
         transport: io.clone(),
+        sink: io.clone(),
+        frames: io.frames.clone(),
+        runtime: tokio::runtime::Handle::current(),
     };
     let (quic, events) = Quic::with_credentials(&config, credentials, peer, handshake).unwrap();
     let thread = std::thread::spawn({

@@ -16,8 +16,8 @@ mod tests;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -47,6 +47,7 @@ pub enum UdpError {
 pub struct UdpSockets {
     sockets: Vec<Arc<Port>>,
     address: SocketAddr,
+    carrier: Arc<OnceLock<Carrier>>,
 }
 
 /// One socket.
@@ -55,6 +56,19 @@ pub(crate) struct Port {
     socket: Socket,
     v6: bool,
     health: Arc<Health>,
+    carrier: Arc<OnceLock<Carrier>>,
+}
+
+/// Takes datagrams to addresses that are none of the underlay: `None` when an address is not one of those. Never blocks.
+pub struct Carrier(pub Box<Carry>);
+
+/// See [`Carrier`]: to whom, the bytes, the length of each datagram when they are several.
+pub type Carry = dyn Fn(SocketAddr, &[u8], Option<usize>) -> Option<io::Result<()>> + Send + Sync;
+
+impl std::fmt::Debug for Carrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Carrier")
+    }
 }
 
 /// What the sockets report, shared by all of them.
@@ -75,7 +89,7 @@ impl UdpSockets {
             }
             other => (other, listen),
         };
-        let health = Arc::new(Health::default());
+        let (health, carrier) = (Arc::new(Health::default()), Arc::new(OnceLock::new()));
         let wrap = |error: io::Error| UdpError::from_io(listen, error);
         // The first is bound alone, so that a port in use is noticed; only then the port is opened to our other sockets.
         let first = first.map_err(wrap)?;
@@ -86,9 +100,15 @@ impl UdpSockets {
             opened.push(open(address, true).map_err(wrap)?);
         }
         let v6 = address.is_ipv6();
-        let sockets =
-            opened.into_iter().map(|socket| Arc::new(Port { socket, v6, health: Arc::clone(&health) })).collect();
-        Ok(UdpSockets { sockets, address })
+        let port = |socket| Port { socket, v6, health: Arc::clone(&health), carrier: Arc::clone(&carrier) };
+        let sockets = opened.into_iter().map(|socket| Arc::new(port(socket))).collect();
+        Ok(UdpSockets { sockets, address, carrier })
+    }
+
+    /// Who takes datagrams to addresses that are none of the underlay. Given once.
+    pub fn set_carrier(&self, carrier: Carrier) {
+        // A second one would be the same.
+        let _ = self.carrier.set(carrier);
     }
 
     /// The address that was bound.
@@ -153,6 +173,12 @@ impl AsFd for UdpSockets {
 
 impl Port {
     fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<u16>, ecn: u8) -> io::Result<()> {
+        if to.is_ipv6()
+            && let Some(Carrier(carry)) = self.carrier.get()
+            && let Some(sent) = carry(to, bytes, segment.map(usize::from))
+        {
+            return sent;
+        }
         let to = match (to, self.v6) {
             (SocketAddr::V4(to), true) => SocketAddr::V6(SocketAddrV6::new(to.ip().to_ipv6_mapped(), to.port(), 0, 0)),
             (SocketAddr::V6(_), false) => return Err(io::ErrorKind::AddrNotAvailable.into()),

@@ -101,6 +101,7 @@ impl SendBatch {
         let reason = match error.raw_os_error() {
             Some(libc::EMSGSIZE) => DropReason::TooBig,
             Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL) => DropReason::NoRoute,
+            None if error.kind() == io::ErrorKind::OutOfMemory => DropReason::SendFull,
             None => DropReason::NoRoute,
             Some(_) => DropReason::SendFull,
         };
