@@ -93,6 +93,8 @@ impl Drop for Carried {
 impl Carried {
     /// Sends what is queued; never returns. How much one datagram may hold is told whenever it changes.
     pub(super) async fn send_all(&self, connection: &Connection, events: &mpsc::Sender<Input>) {
+        // Of a connection that has sent none yet: a little less than its buffer.
+        let empty = connection.datagram_send_buffer_space();
         let mut told = 0;
         let mut looked = Instant::now();
         let mut wait = SIZE_SOON;
@@ -109,7 +111,7 @@ impl Carried {
                         () = &mut next => break,
                     },
                 };
-                let too_long = self.send_run(connection, &run).await;
+                let too_long = self.send_run(connection, empty, &run).await;
                 if too_long || looked.elapsed() > wait {
                     break;
                 }
@@ -120,8 +122,8 @@ impl Carried {
     }
 
     /// True when some were longer than the link takes.
-    async fn send_run(&self, connection: &Connection, run: &Run) -> bool {
-        emptied(connection).await;
+    async fn send_run(&self, connection: &Connection, empty: usize, run: &Run) -> bool {
+        emptied(connection, empty).await;
         let mut too_long = false;
         let mut at = 0;
         while at < run.bytes.len() {
@@ -167,9 +169,9 @@ impl Carried {
 }
 
 /// Waits until quinn has sent all datagrams before. It sends them before streams, so only then the messages of the control plane have their turn.
-async fn emptied(connection: &Connection) {
+async fn emptied(connection: &Connection, empty: usize) {
     for look in 0.. {
-        if connection.datagram_send_buffer_space() >= SEND_BUFFER_BYTES {
+        if connection.datagram_send_buffer_space() >= empty {
             return;
         }
         if look < LOOKS_MAX {

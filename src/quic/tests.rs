@@ -212,6 +212,40 @@ async fn messages_arrive_in_order_both_ways() {
 }
 
 #[tokio::test]
+async fn frames_travel_beside_messages_and_what_is_too_long_is_lost_alone() {
+    let (mut a, mut b) = (end(1), end(2));
+    let (at_a, at_b) = linked(&mut a, &mut b).await;
+    let Input::DatagramMax { link, bytes } = a.event().await else { panic!("the size comes first") };
+    assert!(link == at_a && bytes > 1_100, "{bytes}");
+    let to = meshnet_core::peer::link_address(at_a);
+    for number in 0..2_000u16 {
+        let run: Vec<u8> = (0..10).flat_map(|_| [number as u8; 1_000]).collect();
+        while a.io.frames.send(to, &run, Some(1_000)).unwrap().is_err() {
+            tokio::task::yield_now().await;
+        }
+        a.quic.send(at_a, message(number, b"beside"));
+    }
+    a.io.frames.send(to, &[1; 5_000], None).unwrap().unwrap();
+    a.io.frames.send(to, b"the last", None).unwrap().unwrap();
+    for number in 0..2_000u16 {
+        assert_eq!(b.message().await, message(number, b"beside")[4..], "messages do not wait for frames");
+    }
+    let from = meshnet_core::peer::link_address(at_b);
+    let last = (from, b"the last".to_vec());
+    while b.io.taken.lock().unwrap().last() != Some(&last) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let taken = b.io.taken.lock().unwrap();
+    assert!(taken.iter().all(|(at, bytes)| *at == from && [1_000, 8].contains(&bytes.len())));
+    assert!(taken.len() > 10_000, "{}", taken.len());
+    drop(taken);
+    assert_eq!(a.io.frames.lost(), 1);
+    let other = meshnet_core::peer::link_address(LinkId(99));
+    assert!(a.io.frames.send(other, b"x", None).unwrap().is_err());
+    assert!(a.io.frames.send(b.address, b"x", None).is_none(), "not of a link");
+}
+
+#[tokio::test]
 async fn the_longest_message_passes_and_a_longer_one_ends_the_link() {
     let (mut a, mut b) = (end(1), end(2));
     let (at_a, _) = linked(&mut a, &mut b).await;

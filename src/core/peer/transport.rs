@@ -4,7 +4,8 @@
 //!               UDP is silent and QUIC answers
 //!     Udp ──────────────────────────────────────▶ Quic, UDP is asked each 500 ms
 //!      ▲                                            │
-//!      └────────────────────────────────────────────┘ UDP answered for 2 s without a gap; twice as long after a return that did not last, 64 s at most
+//!      └────────────────────────────────────────────┘ UDP answered for 2 s without a gap; twice as long after a return that did not last, 64 s at most;
+//!                                                     at once when QUIC is silent
 //! ```
 //! So a firewall that lets QUIC pass and drops what it does not know costs speed, not the path; and one that is mended is noticed. Each end chooses for what it
 //! sends. Whether the path works at all, whichever way, is for [`super::path`] to say: this machine only gives it the address to use.
@@ -80,6 +81,8 @@ pub struct Transport {
     good: Option<Good>,
     /// How long UDP must be good until it is used again.
     patience: Duration,
+    /// Nothing comes back by what is in use.
+    silent: bool,
     /// When UDP was used again last.
     returned: Option<Time>,
     tokens: u64,
@@ -98,6 +101,7 @@ impl Transport {
             quic_heard: None,
             good: None,
             patience: PATIENCE_MIN,
+            silent: false,
             returned: None,
             tokens: seed,
         }
@@ -145,20 +149,21 @@ impl Transport {
     pub fn on_tick(&mut self, now: Time, direct: Direct, out: &mut Vec<Step>) {
         let (Some(udp), Some(quic), Policy::Auto) = (self.udp, self.quic, self.policy) else { return };
         self.outstanding.retain(|sent| now.since(sent.at) < FORGOTTEN);
-        let (silent, every, to) = match (self.by, direct) {
-            (By::Udp, Direct::Doubted { .. }) => (false, ASK_IN_DOUBT, quic),
-            (By::Udp, Direct::Suspect) => (true, ASK, quic),
+        self.silent = direct == Direct::Suspect;
+        let (every, to) = match (self.by, direct) {
+            (By::Udp, Direct::Doubted { .. }) => (ASK_IN_DOUBT, quic),
+            (By::Udp, Direct::Suspect) => (ASK, quic),
             (By::Udp, _) => {
                 self.quic_heard = None;
                 self.next = now;
                 return;
             }
-            (By::Quic, _) => (false, ASK, udp),
+            (By::Quic, _) => (ASK, udp),
         };
         if self.good.is_some_and(|good| now.since(good.last) > ASK * 3) {
             self.good = None;
         }
-        if silent && self.quic_heard.is_some_and(|at| now.since(at) < FORGOTTEN) {
+        if self.by == By::Udp && self.silent && self.quic_heard.is_some_and(|at| now.since(at) < FORGOTTEN) {
             let lasted = self.returned.is_none_or(|at| now.since(at) >= LASTED);
             self.patience = if lasted { PATIENCE_MIN } else { (self.patience * 2).min(PATIENCE_MAX) };
             (self.by, self.good, self.quic_heard, self.next) = (By::Quic, None, None, now);
@@ -186,7 +191,7 @@ impl Transport {
             (By::Quic, By::Udp) => {
                 let since = self.good.map_or(now, |good| good.since);
                 self.good = Some(Good { since, last: now });
-                if now.since(since) >= self.patience
+                if (self.silent || now.since(since) >= self.patience)
                     && let Some(udp) = self.udp
                 {
                     (self.by, self.good, self.returned) = (By::Udp, None, Some(now));

@@ -47,7 +47,8 @@ impl Bed {
 
     fn falls_back_and_returns_after(&mut self) -> Duration {
         self.udp_answers = false;
-        self.run(Duration::from_secs(1), Direct::Suspect);
+        self.run(Duration::from_millis(700), Direct::Suspect);
+        self.run(Duration::from_millis(300), Direct::Good);
         assert_eq!(self.transport.by(), By::Quic);
         self.udp_answers = true;
         let start = self.now;
@@ -148,4 +149,14 @@ fn a_new_link_keeps_the_choice_and_forgets_the_answers() {
     assert_eq!(out, []);
     bed.transport.on_moved(address("192.0.2.9:1"));
     assert_eq!(bed.transport.udp(), None, "without a link there is no address");
+}
+
+#[test]
+fn when_quic_is_silent_udp_is_used_at_its_first_word() {
+    let mut bed = Bed::new(Policy::Auto);
+    bed.udp_answers = false;
+    bed.run(Duration::from_secs(1), Direct::Suspect);
+    (bed.udp_answers, bed.quic_answers) = (true, false);
+    bed.run(Duration::from_millis(600), Direct::Suspect);
+    assert_eq!(bed.transport.by(), By::Udp);
 }
