@@ -54,11 +54,13 @@ pub enum DropReason {
     Exhausted,
     /// A frame of which fragments did not come in time, or that had to make room for newer ones.
     Incomplete,
+    /// One datagram of a bulk flow, so that the flow slows down and others do not wait behind it.
+    QueueLong,
 }
 
 impl DropReason {
     /// All of them, in order of number.
-    pub const ALL: [DropReason; 24] = {
+    pub const ALL: [DropReason; 25] = {
         use DropReason::*;
         [
             Malformed,
@@ -85,6 +87,7 @@ impl DropReason {
             PuntFull,
             Exhausted,
             Incomplete,
+            QueueLong,
         ]
     };
 
@@ -116,6 +119,7 @@ impl DropReason {
             PuntFull => "punt_full",
             Exhausted => "exhausted",
             Incomplete => "incomplete",
+            QueueLong => "queue_long",
         }
     }
 }

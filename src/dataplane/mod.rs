@@ -14,13 +14,14 @@
 //! path is worse than none. Both queues are bounded, and drop and count when full.
 //!
 //! May use `core`, `tap`, `udp`, `sys`, `buf`. Deliberately lacks: tokio, locks and allocation per frame, clocks while there are frames (the tick is the
-//! driver's).
+//! driver's; of the queue's state once a batch).
 
 mod frames;
 mod idle;
 mod inbound;
 mod outbound;
 mod punts;
+mod queue;
 #[cfg(test)]
 mod tests;
 mod to_tap;
