@@ -128,6 +128,8 @@ impl Node {
                 traffic: peer.traffic.clone(),
                 datagram_max: peer.sizes.datagram(peer.path.address()),
                 way_max: self.way_max(peer, &path),
+                settled: peer.sizes.settled(peer.path.address()),
+                way_settled: self.way_settled(peer, &path),
                 fragments: held.is_some_and(|held| held.fragments),
             });
         }
