@@ -65,7 +65,7 @@ impl Narrow {
             if mtu > path - 90 {
                 let size = (mtu - 28).to_string();
                 peer.await_status("tells", 10 * SECOND, |status| {
-                    from.output(&["ping", "-n", "-q", "-c", "1", "-W", "1", "-M", "do", "-s", &size, to]);
+                    from.output(&["ping", "-n", "-q", "-c", "1", "-W", "0.2", "-M", "do", "-s", &size, to]);
                     status["data"]["told_too_big"].as_u64() > Some(0)
                 });
             }
@@ -75,18 +75,30 @@ impl Narrow {
     /// Pings of these sizes both ways: each comes back, or who sent it hears why not.
     fn assert_pings(&self, sizes: &[u32]) {
         for (from, to) in [(&self.one, "10.32.0.2"), (&self.two, "10.32.0.1")] {
-            for size in sizes {
-                let text = ping(from, to, *size, "dont");
-                assert_eq!(lab::received(&text), 1, "{} {size}: {text}", from.name);
-                let text = ping(from, to, *size, "do");
-                let told = text.contains("too long") || text.contains("Frag needed");
-                assert!(told || lab::received(&text) == 1, "{} {size} undivided: {text}", from.name);
+            let each = sizes.iter().flat_map(|size| [(*size, "dont"), (*size, "do")]);
+            let sent: Vec<_> = each
+                .map(|(size, divide)| {
+                    (
+                        size,
+                        divide,
+                        from.spawn(&ping_words(to, size, divide).iter().map(String::as_str).collect::<Vec<_>>()),
+                    )
+                })
+                .collect();
+            for (size, divide, mut ping) in sent {
+                let text = ping.finish();
+                let told = divide == "do" && (text.contains("too long") || text.contains("Frag needed"));
+                assert!(told || lab::received(&text) == 1, "{} {size} {divide}: {text}", from.name);
             }
         }
     }
 
     /// TCP both ways in segments that fit: hardly anything travels in fragments.
     fn assert_streams_fit(&self) {
+        // What the ends were told is forgotten, so that they name the segments of a whole packet.
+        for container in [&self.one, &self.two] {
+            container.run(&["ip", "route", "flush", "cache"]);
+        }
         let before = self.sums();
         stream(&self.one, &self.two, "10.32.0.2", &["-t", "1"]);
         stream(&self.one, &self.two, "10.32.0.2", &["-t", "1", "-R"]);
@@ -124,7 +136,8 @@ fn set_mtu(host: &Host, device: &str, mtu: u32) {
 
 fn found(status: &Value, path: u32) -> bool {
     let found = status["links"][0]["mtu"].as_u64().unwrap_or(0) as u32;
-    (path - 8..=path).contains(&found)
+    // A veth takes four bytes more than its MTU, for a tag.
+    (path - 8..=path + 4).contains(&found)
 }
 
 /// Of the overlay.
@@ -133,8 +146,14 @@ fn mtu(peer: &Meshd) -> u32 {
 }
 
 fn ping(from: &Host, to: &str, size: u32, divide: &str) -> String {
-    let output = from.output(&["ping", "-n", "-q", "-c", "1", "-W", "2", "-M", divide, "-s", &size.to_string(), to]);
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    from.spawn(&ping_words(to, size, divide).iter().map(String::as_str).collect::<Vec<_>>()).finish()
+}
+
+/// Not quiet: it would not say why nothing was sent.
+fn ping_words(to: &str, size: u32, divide: &str) -> Vec<String> {
+    let size = size.to_string();
+    let words = ["ping", "-n", "-c", "1", "-W", "1", "-M", divide, "-s", &size, to];
+    words.map(str::to_owned).to_vec()
 }
 
 /// TCP between two containers; gives what `iperf3` says of it.
@@ -261,8 +280,9 @@ fn the_overlay_follows_the_underlay() {
         first.await_peers(2, 10 * SECOND);
         let one = lab.container(&first, "c1", "10.32.0.1/12");
         let follow = |underlay: u32| {
+            set_mtu(&a, &wire, underlay);
+            set_mtu(&b, &wire, underlay);
             for (host, peer) in [(&a, &first), (&b, &second)] {
-                set_mtu(host, &wire, underlay);
                 peer.await_status("the overlay follows", 5 * SECOND, |status| {
                     status["device"]["mtu"].as_u64() == Some(u64::from(underlay - 190))
                 });
@@ -350,6 +370,12 @@ fn loss_duplication_and_reordering() {
 fn frames(lab: &Lab, path: u32) {
     let narrow = Narrow::new(lab, 9_000, path, false);
     narrow.await_found(path);
+    // Where the kernel's bridge filter is loaded, it drops IP and ARP that are none. That it is not there is as good.
+    for peer in [&narrow.a, &narrow.b] {
+        for what in ["iptables", "ip6tables", "arptables"] {
+            let _ = peer.host.output(&["sysctl", "-qw", &format!("net.bridge.bridge-nf-call-{what}=0")]);
+        }
+    }
     let mac = |host: &Host| {
         let text = host.run(&["cat", "/sys/class/net/ethmesh/address"]);
         let bytes = text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a MAC address"));
@@ -376,10 +402,12 @@ fn frames(lab: &Lab, path: u32) {
         std::thread::sleep(SECOND / 2);
         capture.stop();
         let seen = pcap(&std::fs::read(&file).expect("capture"));
-        for frame in &sent {
-            let count = seen.iter().filter(|other| *other == frame).count();
-            assert_eq!(count, 1, "{} bytes of type {:02x?} over {path}", frame.len(), &frame[12..14]);
-        }
+        assert!(seen.len() >= sent.len() / 2, "{} frames of {} seen", seen.len(), sent.len());
+        let times = |frame: &Vec<u8>| seen.iter().filter(|other| *other == frame).count();
+        let wrong = sent.iter().filter(|frame| times(frame) != 1);
+        let wrong: Vec<String> =
+            wrong.map(|f| format!("{} bytes of {:02x?}: {}", f.len(), &f[12..14], times(f))).collect();
+        assert!(wrong.is_empty(), "over {path}, seen other than once: {wrong:?}; {:?}", narrow.sums());
     }
     assert_eq!((narrow.drops("too_big"), narrow.drops("incomplete")), (0, 0));
 }
@@ -398,9 +426,9 @@ fn bodies() -> Vec<Vec<u8>> {
         &[0, 0, 0, 1, 0, 0, 0, 0, 0x60, 2, 0xff, 0xff, 1, 2, 0, 0, 2, 0, 0x22, 0x38],
     ];
     let mut all = vec![
+        filled(&[0x88, 0xb6], 48, 1),
         vec![0x88, 0xb5],
         vec![0x88, 0xb5, 1],
-        filled(&[0x88, 0xb6], 48, 1),
         filled(&[0x08, 0], 3, 2),
         filled(&[0x08, 0, 0x4f], 20, 3),
         filled(&[0x08, 0, 0x41, 0, 0, 1], 40, 4),
@@ -448,8 +476,8 @@ fn frames_of_all_kinds_in_fragments() {
 #[test]
 fn offloads_at_one_end_only() {
     lab::test("offloads_at_one_end_only", |lab| {
-        let narrow = Narrow::new(lab, 1_500, 1_400, false);
-        narrow.await_found(1_400);
+        let narrow = Narrow::new(lab, 1_500, 1_300, false);
+        narrow.await_found(1_300);
         for (container, host) in [(&narrow.one, &narrow.a.host), (&narrow.two, &narrow.b.host)] {
             let switch = |to: &str| {
                 let features = ["rx", "tx", "sg", "tso", "gso", "gro"].iter().flat_map(|feature| [*feature, to]);
@@ -459,11 +487,11 @@ fn offloads_at_one_end_only() {
                 host.run(&[&["ethtool", "-K", wire], list.as_slice()].concat());
             };
             switch("off");
-            for more in [&["-t", "1"][..], &["-t", "1", "-R"]] {
+            for more in [&["-n", "5M"][..], &["-n", "5M", "-R"]] {
                 stream(&narrow.one, &narrow.two, "10.32.0.2", more);
             }
             let server = serve(&narrow.two);
-            narrow.one.run(&["iperf3", "-c", "10.32.0.2", "-u", "-b", "20M", "-l", "3000", "-t", "1"]);
+            narrow.one.run(&["iperf3", "-c", "10.32.0.2", "-u", "-b", "20M", "-l", "3000", "-n", "1M"]);
             drop(server);
             assert_eq!(narrow.one.pings("10.32.0.2", 20, 200), 20);
             switch("on");
