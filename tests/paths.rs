@@ -386,6 +386,8 @@ fn frames(lab: &Lab, path: u32) {
         let (source, destination) = (&macs[at], &macs[1 - at]);
         let file = format!("/run/lab/frames-{at}.pcap");
         let capture = to.capture("ethmesh", &file, "inbound");
+        // A capture may miss the first that comes.
+        from.await_ping(["10.32.0.2", "10.32.0.1"][at], SECOND);
         let sent: Vec<Vec<u8>> = bodies().iter().map(|body| [destination.as_slice(), source, body].concat()).collect();
         let text = from.run(&["cat", "/sys/class/net/ethmesh/ifindex"]);
         let index: u32 = text.trim().parse().expect("index");
