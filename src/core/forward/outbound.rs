@@ -102,6 +102,12 @@ impl<'a> Cut<'a> {
         Some(Cut { template, payload, size: payload.len(), ..*self })
     }
 
+    /// The longest frame that it is cut into.
+    #[inline]
+    fn longest(&self) -> usize {
+        self.template.len() + self.size
+    }
+
     fn count(&self) -> u64 {
         u64::from(self.inner.count)
     }
@@ -228,13 +234,19 @@ impl Forwarder {
         }
         // What is lost is told at once; what is carried only when it is sure that the path takes no more.
         let tell = put.too_long && (way.settled || put.frames == 0);
-        Ok(if tell { self.tell_too_big(way.frame_max(), tick, cut) } else { 0 })
+        let there = usize::from(peer.overlay_mtu);
+        if !tell && cut.longest() <= there + super::ETHERNET_BYTES {
+            return Ok(0);
+        }
+        let way_max = if tell { way.frame_max() } else { usize::MAX };
+        Ok(self.tell_too_big(way_max, there, tick, cut))
     }
 
-    /// Tells who sent this that the path takes less; gives the length of the answer, or 0.
+    /// Tells who sent this that the path, or the overlay at its end, takes less; gives the length of the answer, or 0.
     #[cold]
-    fn tell_too_big(&mut self, frame_max: usize, tick: u32, cut: &Cut<'_>) -> usize {
+    fn tell_too_big(&mut self, way_max: usize, packet_max: usize, tick: u32, cut: &Cut<'_>) -> usize {
         let Some(layers) = &cut.layers else { return 0 };
+        let frame_max = way_max.min(layers.l3 + packet_max);
         let what = TooLong { frame: cut.frame, layers, offload: &cut.inner.offload, frame_max };
         let Some(length) = too_big::answer(&what, &mut self.answer) else { return 0 };
         if !self.told.may_tell(cut.frame, tick) {

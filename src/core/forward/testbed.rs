@@ -156,6 +156,7 @@ fn fib(i: usize, count: usize, cipher: Cipher) -> Fib {
             traffic: Arc::default(),
             datagram_max: 1_472,
             way_max: 1_472,
+            overlay_mtu: u16::MAX,
             settled: true,
             way_settled: true,
             fragments: true,

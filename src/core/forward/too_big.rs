@@ -34,7 +34,7 @@ pub(super) fn answer(what: &TooLong<'_>, room: &mut [u8; ANSWER_MAX_BYTES]) -> O
     let (first, bytes) = first_packet(what)?;
     let packet = first.packet();
     let v6 = what.layers.v6;
-    let most = if v6 { most.max(IPV6_MTU_MIN) } else { most };
+    let most = most.max(if v6 { IPV6_MTU_MIN } else { IPV4_MTU_MIN });
     if bytes <= usize::from(most) || !may_be_answered(packet, what.layers) {
         return None;
     }
@@ -190,6 +190,8 @@ const FRAGMENT: u8 = 44;
 const ICMPV6_INFORMATION: u8 = 128;
 const ICMPV6_REDIRECT: u8 = 137;
 const IPV6_MTU_MIN: u16 = 1_280;
+/// What every host takes (RFC 791), and the least that `--mtu` can be.
+const IPV4_MTU_MIN: u16 = 576;
 /// Of an answer, with as much of the packet as fits (RFC 1812, 4.3.2.3).
 const IPV4_QUOTE_BYTES: usize = 576;
 const HOPS: u8 = 64;

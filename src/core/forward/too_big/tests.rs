@@ -236,6 +236,33 @@ fn nobody_is_told_before_it_is_sure_unless_it_is_lost() {
 }
 
 #[test]
+fn what_the_overlay_at_the_end_does_not_take_is_told_of() {
+    let (mut bed, mut ends) = bed();
+    let peer = bed.peer_mut(0, 1).unwrap();
+    (peer.way_max, peer.overlay_mtu) = (8_900, 1_310);
+    let stream = |size| superframe(mac(1, 1), mac(0, 1), &[7; 4_000], size);
+    let tagged = |bytes: usize| v4(&vec![3; bytes], |frame| drop(frame.splice(12..12, [0x81, 0, 0, 5])));
+    let plain = Offload::default();
+    let cases = [
+        ((plain, v4(&[3; 1_282], |_| {})), None),
+        ((plain, v4(&[3; 1_283], |_| {})), Some(1_310)),
+        ((plain, v6(&[3; 1_263], |_| {})), Some(1_310)),
+        ((plain, tagged(1_282)), None),
+        ((plain, tagged(1_283)), Some(1_310)),
+        (stream(1_270), None),
+        (stream(1_271), Some(1_310)),
+    ];
+    for (at, ((offload, frame), told)) in cases.into_iter().enumerate() {
+        ends.tick += 1;
+        let l3 = Layers::parse(&frame).unwrap().l3;
+        let answer = bed.outbound(0, &offload, &frame, &mut ends);
+        let said = answer.map(|answer| read16(answer, l3 + if answer[l3] >> 4 == 6 { 46 } else { 26 }).unwrap());
+        assert_eq!(said, told, "case {at}");
+        assert_eq!(ends.wire.take().len(), if offload.gso == Gso::None { 1 } else { 4 }, "carried all the same");
+    }
+}
+
+#[test]
 fn each_pair_once_a_tick() {
     let mut told = Told::default();
     let (one, other) = (v4(&[], |_| {}), v4(&[], |frame| frame[5] = 9));
