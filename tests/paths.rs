@@ -269,6 +269,75 @@ fn a_stream_outlives_a_change_of_its_path() {
     });
 }
 
+/// `c1 ─ a ── relay ── b ─ c2`: the second wire takes less than a full packet of the overlay.
+#[test]
+fn a_narrow_wire_behind_a_relay() {
+    lab::test("a_narrow_wire_behind_a_relay", |lab| {
+        let [a, relay, b] = ["a", "relay", "b"].map(|name| lab.host(name));
+        lab.wire(&a, "192.168.0.1/24", &relay, "192.168.0.2/24");
+        let wire = lab.wire(&relay, "192.168.1.2/24", &b, "192.168.1.1/24");
+        set_mtu(&relay, &wire, 1_400);
+        set_mtu(&b, &wire, 1_400);
+        let first = lab.meshd(&a, &["--mtu", "1310"]);
+        let middle = lab.meshd(&relay, &["--mtu", "1310", "--peer", "192.168.0.1"]);
+        let last = lab.meshd(&b, &["--mtu", "1310", "--peer", "192.168.1.2"]);
+        for peer in [&first, &middle, &last] {
+            peer.await_peers(3, 10 * SECOND);
+        }
+        let one = lab.container(&first, "c1", "10.32.0.1/12");
+        let two = lab.container(&last, "c2", "10.32.0.2/12");
+        one.await_ping("10.32.0.2", 5 * SECOND);
+        for size in [100, 1_050, 1_150, 1_282] {
+            let text = ping(&one, "10.32.0.2", size, "dont");
+            assert_eq!(lab::received(&text), 1, "{size}: {text}");
+        }
+        for (peer, from, to) in [(&first, &one, "10.32.0.2"), (&last, &two, "10.32.0.1")] {
+            peer.await_status("tells", 15 * SECOND, |status| {
+                from.output(&["ping", "-n", "-q", "-c", "1", "-W", "0.2", "-M", "do", "-s", "1282", to]);
+                status["data"]["told_too_big"].as_u64() > Some(0)
+            });
+            from.run(&["ip", "route", "flush", "cache"]);
+        }
+        let figure = |key: &str| {
+            [&first, &last].map(|peer| peer.status()["data"][key].as_u64().unwrap_or(0)).iter().sum::<u64>()
+        };
+        let before = ["tx_frames", "fragmented", "clamped"].map(figure);
+        stream(&one, &two, "10.32.0.2", &["-t", "1"]);
+        stream(&one, &two, "10.32.0.2", &["-t", "1", "-R"]);
+        let after = ["tx_frames", "fragmented", "clamped"].map(figure);
+        println!(
+            "by a relay, before and after: {before:?} {after:?}; the relay's drops: {}",
+            middle.status()["data"]["drops"]
+        );
+        assert!(after[2] > before[2] && after[1] - before[1] <= (after[0] - before[0]) / 50, "{before:?} {after:?}");
+        for size in [100, 1_050, 1_150, 1_282] {
+            let text = ping(&one, "10.32.0.2", size, "dont");
+            assert_eq!(lab::received(&text), 1, "{size}: {text}");
+        }
+    });
+}
+
+/// `c1 ─ a ── b ─ c2`, where b's overlay takes less than a's: a packet that the path takes, but the bridge at its end does not.
+#[test]
+fn an_overlay_of_two_lengths() {
+    lab::test("an_overlay_of_two_lengths", |lab| {
+        let (a, b) = (lab.host("a"), lab.host("b"));
+        lab.wire(&a, "192.168.77.1/24", &b, "192.168.77.2/24");
+        let first = lab.meshd(&a, &["--mtu", "1400"]);
+        let second = lab.meshd(&b, &["--mtu", "1200", "--peer", "192.168.77.1"]);
+        first.await_peers(2, 10 * SECOND);
+        let one = lab.container(&first, "c1", "10.32.0.1/12");
+        let two = lab.container(&second, "c2", "10.32.0.2/12");
+        one.await_ping("10.32.0.2", 5 * SECOND);
+        assert_eq!(lab::received(&ping(&one, "10.32.0.2", 1_172, "do")), 1);
+        let text = ping(&one, "10.32.0.2", 1_173, "do");
+        assert!(text.contains("mtu = 1200") || text.contains("mtu=1200"), "{text}");
+        stream(&one, &two, "10.32.0.2", &["-n", "5M"]);
+        stream(&one, &two, "10.32.0.2", &["-n", "5M", "-R"]);
+        first.await_status("says so", 5 * SECOND, |status| status["problems"].to_string().contains("MTU of 1200"));
+    });
+}
+
 /// `c1 c3 ─ a ── b ─ c2 c4`: the wire's MTU grows, so that the overlay's does, and shrinks again under those who have got used to it.
 #[test]
 fn the_overlay_follows_the_underlay() {

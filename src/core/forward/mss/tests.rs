@@ -55,7 +55,7 @@ fn the_size_is_lowered_and_the_checksum_follows() {
                 assert!(clamp(&mut bytes, &layers, &offload, 1_214));
                 let most = 1_214 - (14 + 4 * tags) - if v6 { 60 } else { 40 };
                 let wanted = (most as u16).to_be_bytes();
-                let changed: Vec<u8> = options.iter().copied().collect();
+                let changed: Vec<u8> = options.to_vec();
                 let at = changed.windows(2).position(|pair| pair == [5, 0xb4]).unwrap();
                 let mut options = changed.clone();
                 options[at..at + 2].copy_from_slice(&wanted);
