@@ -35,7 +35,7 @@ struct Cut<'a> {
     /// All of it.
     frame: &'a [u8],
     /// Where its headers lie, when it is IP.
-    layers: Option<Layers>,
+    layers: Option<&'a Layers>,
     inner: Inner,
     template: &'a [u8],
     payload: &'a [u8],
@@ -46,7 +46,7 @@ struct Cut<'a> {
 impl<'a> Cut<'a> {
     /// `None` when the frame is not what `offload` says.
     #[inline]
-    fn new(frame: &'a [u8], layers: Option<Layers>, offload: &Offload, superframe: u16) -> Option<Cut<'a>> {
+    fn new(frame: &'a [u8], layers: Option<&'a Layers>, offload: &Offload, superframe: u16) -> Option<Cut<'a>> {
         if frame.len() > SUPERFRAME_MAX_BYTES || offload.needs_csum && checksum_end(offload) > frame.len() {
             return None;
         }
@@ -77,7 +77,7 @@ impl<'a> Cut<'a> {
 
     /// Whether it opens a TCP connection, and where its headers lie.
     #[inline]
-    fn opening(&self) -> Option<Layers> {
+    fn opening(&self) -> Option<&'a Layers> {
         self.layers.filter(|layers| self.template.is_empty() && mss::opens(self.frame, layers))
     }
 
@@ -159,7 +159,7 @@ impl Forwarder {
         if packet::is_underlay(frame, layers.as_ref(), &fib.underlay, fib.underlay_port) {
             return Err(DropReason::Underlay);
         }
-        let cut = Cut::new(frame, layers, offload, self.superframe).ok_or(DropReason::Malformed)?;
+        let cut = Cut::new(frame, layers.as_ref(), offload, self.superframe).ok_or(DropReason::Malformed)?;
         if offload.gso != Gso::None {
             self.superframe = self.superframe.wrapping_add(1);
         }
@@ -245,7 +245,7 @@ impl Forwarder {
     /// Tells who sent this that the path, or the overlay at its end, takes less; gives the length of the answer, or 0.
     #[cold]
     fn tell_too_big(&mut self, way_max: usize, packet_max: usize, tick: u32, cut: &Cut<'_>) -> usize {
-        let Some(layers) = &cut.layers else { return 0 };
+        let Some(layers) = cut.layers else { return 0 };
         let frame_max = way_max.min(layers.l3 + packet_max);
         let what = TooLong { frame: cut.frame, layers, offload: &cut.inner.offload, frame_max };
         let Some(length) = too_big::answer(&what, &mut self.answer) else { return 0 };
@@ -290,7 +290,7 @@ impl Forwarder {
     #[inline]
     fn put(&self, fib: &Fib, way: &Way<'_>, cut: &Cut<'_>, flood: Option<Flood>, out: &mut impl Transmit) -> Put {
         match cut.opening() {
-            Some(layers) if way.settled => self.put_opening(fib, way, cut, &layers, flood, out),
+            Some(layers) if way.settled => self.put_opening(fib, way, cut, layers, flood, out),
             _ => self.put_all(fib, way, cut, flood, out),
         }
     }
