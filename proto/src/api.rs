@@ -172,6 +172,18 @@ pub struct Data {
     pub rx_bytes: u64,
     /// Datagrams passed on for others.
     pub relayed: u64,
+    /// Frames sent in fragments, because their path takes less.
+    #[serde(default)]
+    pub fragmented: u64,
+    /// Frames put together from fragments.
+    #[serde(default)]
+    pub reassembled: u64,
+    /// Openings of TCP connections whose segments were made to fit their path.
+    #[serde(default)]
+    pub clamped: u64,
+    /// Senders told by ICMP that a packet was too large for its path.
+    #[serde(default)]
+    pub told_too_big: u64,
     pub drops: BTreeMap<String, u64>,
 }
 

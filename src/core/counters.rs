@@ -145,6 +145,10 @@ pub struct Counters {
     pub reassembled: Count,
     /// ARP requests from the TAP that were answered here.
     pub answered: Count,
+    /// Openings of TCP connections whose segments were made to fit the path.
+    pub clamped: Count,
+    /// Senders told that a packet was too large for its path.
+    pub told_too_big: Count,
     drops: [Count; DropReason::ALL.len()],
 }
 

@@ -108,6 +108,12 @@ pub struct FibPeer {
     pub datagram_max: usize,
     /// The same of `path`: through relays, what all of its hops take.
     pub way_max: usize,
+    /// MTU of the overlay there: what is longer, its bridge drops before its containers.
+    pub overlay_mtu: u16,
+    /// Whether `datagram_max` was found out; else it is what every path takes.
+    pub settled: bool,
+    /// The same of `way_max`.
+    pub way_settled: bool,
     /// It reads fragments.
     pub fragments: bool,
 }

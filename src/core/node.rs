@@ -217,7 +217,7 @@ impl Node {
             Input::SessionWanted(slot) => self.on_session_wanted(now, slot),
             Input::Addresses(addresses) => self.on_addresses(addresses),
             Input::Mtu(mtu) => self.on_mtu(mtu),
-            Input::DatagramMax { link, bytes } => self.on_datagram_max(link, bytes),
+            Input::DatagramMax { link, bytes, settled } => self.on_datagram_max(link, (bytes, settled)),
             Input::Ipam(input) => self.on_ipam(now, input),
             Input::HostAddresses(hosts) => self.on_host_addresses(hosts),
         }

@@ -182,6 +182,7 @@ impl Devices {
             mac: stable_mac(&me),
             tap: tap_name,
             mtu: u32::from(mtu),
+            mtu_before: None,
             exposed: Vec::new(),
         };
         let changes = netlink.ensure(&desired).await?;
@@ -322,6 +323,7 @@ impl Keeper {
             let joined = self.netlink.rejoin(&self.desired.bridge).await?;
             info!(interfaces = joined, "attached interfaces are on the new bridge");
         }
+        self.desired.mtu_before = None;
         self.tell_hosts().await;
         match changes.is_empty() {
             true => {}
@@ -347,7 +349,7 @@ impl Keeper {
         let mtu = overlay_mtu(&self.settings, underlay);
         let changed = self.desired.mtu != u32::from(mtu);
         if changed {
-            self.desired.mtu = u32::from(mtu);
+            self.desired.mtu_before = Some(std::mem::replace(&mut self.desired.mtu, u32::from(mtu)));
             info!(mtu, "MTU of the overlay changed");
             self.tell(Notice::Mtu(mtu)).await;
         }

@@ -67,6 +67,10 @@ impl Driver {
             rx_frames: totals.rx_frames,
             rx_bytes: totals.rx_bytes,
             relayed: totals.relayed,
+            fragmented: totals.fragmented,
+            reassembled: totals.reassembled,
+            clamped: totals.clamped,
+            told_too_big: totals.told_too_big,
             drops: drops.map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
         }
     }

@@ -152,6 +152,14 @@ pub struct Totals {
     pub relayed: u64,
     /// See [`Counters::flooded`].
     pub flooded: u64,
+    /// See [`Counters::fragmented`].
+    pub fragmented: u64,
+    /// See [`Counters::reassembled`].
+    pub reassembled: u64,
+    /// See [`Counters::clamped`].
+    pub clamped: u64,
+    /// See [`Counters::told_too_big`].
+    pub told_too_big: u64,
     /// See [`Counters::answered`].
     pub answered: u64,
     /// Drops by reason, in the order of [`DropReason::ALL`].
@@ -268,6 +276,10 @@ impl Dataplane {
             totals.rx_bytes += counters.rx_bytes.value();
             totals.relayed += counters.relayed.value();
             totals.flooded += counters.flooded.value();
+            totals.fragmented += counters.fragmented.value();
+            totals.reassembled += counters.reassembled.value();
+            totals.clamped += counters.clamped.value();
+            totals.told_too_big += counters.told_too_big.value();
             totals.answered += counters.answered.value();
             for (sum, reason) in totals.drops.iter_mut().zip(DropReason::ALL) {
                 *sum += counters.drops(reason);

@@ -73,7 +73,7 @@ impl Outbound {
                     let frame = &self.buffer[at];
                     let answer = self.forwarder.outbound(&fib, tick, &offload, frame, &mut self.send, &mut punter);
                     if let Some(answer) = answer {
-                        self.tap.deliver(&Offload::default(), &[&answer]);
+                        self.tap.deliver(&Offload::default(), &[answer]);
                     }
                 }
                 Err(ReadError::Malformed) => {

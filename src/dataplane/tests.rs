@@ -65,6 +65,9 @@ fn fib(number: u8, other: u8, to: SocketAddr, lanes: u8) -> Fib {
         traffic: Arc::default(),
         datagram_max: 1452,
         way_max: 1452,
+        overlay_mtu: 1310,
+        settled: true,
+        way_settled: true,
         fragments: true,
     };
     Fib {

@@ -28,6 +28,8 @@ pub struct Desired {
     pub tap: String,
     /// MTU of the overlay.
     pub mtu: u32,
+    /// What it was until now: an adopted bridge that has it follows.
+    pub mtu_before: Option<u32>,
     /// Addresses of the host on the bridge.
     pub exposed: Vec<IpNet>,
 }
@@ -50,7 +52,7 @@ pub enum Change {
     },
     /// It was down.
     BridgeUp,
-    /// The TAP's MTU was another. Set before it joins: a bridge follows its smallest port.
+    /// The TAP's MTU was another than [`TAP_MTU`].
     TapMtu {
         /// Before.
         from: u32,
@@ -206,7 +208,7 @@ pub(super) fn difference(desired: &Desired, links: &[Link], addresses: &[Address
         if tap.kind != Kind::Tun {
             return Err(Error::NotATap { name: tap.name.clone(), kind: tap.kind.to_string() });
         }
-        when(tap.mtu != desired.mtu, Change::TapMtu { from: tap.mtu, to: desired.mtu });
+        when(tap.mtu != TAP_MTU, Change::TapMtu { from: tap.mtu, to: TAP_MTU });
         when(tap.txqueuelen < TXQUEUELEN, Change::TapQueue);
         when(!tap.silent, Change::TapSilent);
     }
@@ -214,8 +216,9 @@ pub(super) fn difference(desired: &Desired, links: &[Link], addresses: &[Address
     when(ours && (bridge.stp || bridge.snooping), Change::BridgeSettings);
     let joined = tap.is_some_and(|tap| tap.master == Some(bridge.index));
     // Ours is set before a port joins: the kernel would follow the port, and take our word later for no change.
-    // An adopted one follows its ports by itself; only where its owner has fixed it higher is it lowered, because what is longer is lost at the TAP.
-    let mtu_differs = if ours { bridge.mtu != desired.mtu } else { joined && bridge.mtu > desired.mtu };
+    // An adopted one follows its ports by itself; it is lowered, because what the host sends in longer packets travels in fragments, and then follows.
+    let follows = bridge.mtu > desired.mtu || desired.mtu_before == Some(bridge.mtu);
+    let mtu_differs = bridge.mtu != desired.mtu && (ours || joined && follows);
     when(mtu_differs, Change::BridgeMtu { from: bridge.mtu, to: desired.mtu });
     if let Some(tap) = tap {
         when(!joined, Change::TapJoined);
@@ -246,6 +249,9 @@ fn is_ours(link: &Link) -> bool {
 
 /// What marks a bridge as made by us.
 pub(super) const ALIAS: &str = "meshnet";
+/// The longest that the kernel allows: at a port, a bridge drops what is longer than the port's MTU without a word. Containers may have a longer MTU than
+/// the overlay (made before it shrank, or by others); what does not fit is carried in fragments, and its sender told.
+pub(super) const TAP_MTU: u32 = 65_521;
 /// Frames that wait when the worker is not scheduled for a moment: at a million a second the usual 1,000 are gone after 1 ms, and a time slice on a
 /// busy core is 3 to 4 ms. More would only add delay: TCP fills whatever there is.
 pub(super) const TXQUEUELEN: u32 = 4000;

@@ -7,7 +7,7 @@ use meshnet_proto::id::Mac;
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth};
 
 use super::attach::INTERFACE;
-use super::bridge::{ALIAS, TXQUEUELEN, difference};
+use super::bridge::{ALIAS, TAP_MTU, TXQUEUELEN, difference};
 use super::kernel::{Address, Kind, Link};
 use super::*;
 use crate::sys::netns::Netns;
@@ -16,7 +16,14 @@ use crate::sys::tun;
 const BRIDGE_MAC: Mac = Mac([0x02, 1, 2, 3, 4, 5]);
 
 fn desired() -> Desired {
-    Desired { bridge: "mesh0".into(), mac: BRIDGE_MAC, tap: "meshtap".into(), mtu: 1310, exposed: Vec::new() }
+    Desired {
+        bridge: "mesh0".into(),
+        mac: BRIDGE_MAC,
+        tap: "meshtap".into(),
+        mtu: 1310,
+        mtu_before: None,
+        exposed: Vec::new(),
+    }
 }
 
 fn net(text: &str) -> IpNet {
@@ -73,7 +80,7 @@ fn good() -> Vec<Link> {
         index: 8,
         name: "meshtap".into(),
         kind: Kind::Tun,
-        mtu: 1310,
+        mtu: TAP_MTU,
         up: true,
         master: Some(7),
         txqueuelen: TXQUEUELEN,
@@ -97,7 +104,7 @@ fn each_difference_gives_its_step() {
         (|links| links[0].mtu = 1500, &[Change::BridgeMtu { from: 1500, to: 1310 }]),
         (|links| links[0].mtu = 1200, &[Change::BridgeMtu { from: 1200, to: 1310 }]),
         (|links| links[0].up = false, &[Change::BridgeUp]),
-        (|links| links[1].mtu = 1500, &[Change::TapMtu { from: 1500, to: 1310 }]),
+        (|links| links[1].mtu = 1500, &[Change::TapMtu { from: 1500, to: TAP_MTU }]),
         (|links| links[1].txqueuelen = 1000, &[Change::TapQueue]),
         (|links| links[1].silent = false, &[Change::TapSilent]),
         (|links| links[1].up = false, &[Change::TapUp]),
@@ -109,7 +116,7 @@ fn each_difference_gives_its_step() {
                 links[1] = Link { index: 8, name: "meshtap".into(), kind: Kind::Tun, mtu: 1500, ..Link::default() };
             },
             &[
-                Change::TapMtu { from: 1500, to: 1310 },
+                Change::TapMtu { from: 1500, to: TAP_MTU },
                 Change::TapQueue,
                 Change::TapSilent,
                 Change::TapJoined,
@@ -133,6 +140,12 @@ fn an_adopted_bridge_keeps_its_own_settings() {
     assert_eq!(difference(&desired(), &links, &[]).unwrap(), []);
     links[0].mtu = 1500;
     assert_eq!(difference(&desired(), &links, &[]).unwrap(), [Change::BridgeMtu { from: 1500, to: 1310 }]);
+    // The underlay grew: who followed before follows again, and a lower one that its owner chose stays.
+    let grown = Desired { mtu: 8810, mtu_before: Some(1310), ..desired() };
+    links[0].mtu = 1310;
+    assert_eq!(difference(&grown, &links, &[]).unwrap(), [Change::BridgeMtu { from: 1310, to: 8810 }]);
+    links[0].mtu = 1200;
+    assert_eq!(difference(&grown, &links, &[]).unwrap(), []);
 }
 
 #[test]
@@ -176,7 +189,12 @@ fn a_bridge_is_made_kept_and_repaired() {
         let bridge = netlink.link("mesh0").await.unwrap().unwrap();
         let on_it = netlink.link("meshtap").await.unwrap().unwrap();
         assert_eq!((bridge.mac, bridge.mtu, bridge.snooping, bridge.stp), (Some(BRIDGE_MAC), 1310, false, false));
-        assert_eq!((on_it.master, on_it.mtu, on_it.txqueuelen, on_it.up), (Some(bridge.index), 1310, TXQUEUELEN, true));
+        assert_eq!(
+            (on_it.master, on_it.mtu),
+            (Some(bridge.index), TAP_MTU),
+            "what is longer is for the overlay to judge"
+        );
+        assert_eq!((on_it.txqueuelen, on_it.up), (TXQUEUELEN, true));
 
         // Spoiled by hand: put right.
         netlink.change_link(LinkUnspec::new_with_name("mesh0").down().mtu(1400), "spoil").await.unwrap();
@@ -213,6 +231,10 @@ fn a_bridge_that_is_there_is_adopted() {
         let tap = netlink.link("meshtap").await.unwrap().unwrap();
         assert!(bridge.snooping && bridge.up && bridge.alias.is_none());
         assert!(bridge.mtu <= 1310);
+        let grown = Desired { mtu: 1400, mtu_before: Some(1310), ..desired() };
+        netlink.ensure(&grown).await.unwrap();
+        let bridge = netlink.link("mesh0").await.unwrap().unwrap();
+        assert_eq!(bridge.mtu, 1400);
         assert!(tap.floods_multicast && tap.multicast_router && tap.master == Some(bridge.index));
     });
 }

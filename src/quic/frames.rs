@@ -95,11 +95,11 @@ impl Carried {
     pub(super) async fn send_all(&self, connection: &Connection, events: &mpsc::Sender<Input>) {
         // Of a connection that has sent none yet: a little less than its buffer.
         let empty = connection.datagram_send_buffer_space();
-        let mut told = 0;
+        let mut told = (0, false);
         let mut looked = Instant::now();
         let mut wait = SIZE_SOON;
         loop {
-            self.tell_size(connection, events, &mut told).await;
+            self.tell_size(connection, events, &mut told, wait >= SIZE_SETTLED).await;
             // A path's size is searched in the first seconds and seldom changes later.
             let next = tokio::time::sleep(wait);
             tokio::pin!(next);
@@ -140,11 +140,17 @@ impl Carried {
         too_long
     }
 
-    async fn tell_size(&self, connection: &Connection, events: &mpsc::Sender<Input>, told: &mut u16) {
+    async fn tell_size(
+        &self,
+        connection: &Connection,
+        events: &mpsc::Sender<Input>,
+        told: &mut (u16, bool),
+        settled: bool,
+    ) {
         let bytes = connection.max_datagram_size().map_or(0, |bytes| u16::try_from(bytes).unwrap_or(u16::MAX));
-        if std::mem::replace(told, bytes) != bytes {
+        if std::mem::replace(told, (bytes, settled)) != (bytes, settled) {
             // Without a driver nobody needs it.
-            let _ = events.send(Input::DatagramMax { link: self.link, bytes }).await;
+            let _ = events.send(Input::DatagramMax { link: self.link, bytes, settled }).await;
         }
     }
 
@@ -245,5 +251,7 @@ const ACK_DELAY: Duration = Duration::from_millis(20);
 const WINDOW_BYTES: u64 = 16 << 20;
 /// When the size that a link takes is looked at first.
 const SIZE_SOON: Duration = Duration::from_millis(250);
+/// By then, after 1.75 s, the search is over on all but the slowest paths.
+const SIZE_SETTLED: Duration = Duration::from_secs(2);
 /// And later.
 const SIZE_LATE: Duration = Duration::from_secs(10);

@@ -135,7 +135,7 @@ impl End {
         loop {
             let event = timeout(Duration::from_secs(8), self.events.recv()).await.expect("an event in time");
             match event.expect("the room lives") {
-                Input::DatagramMax { link, bytes } => self.size = Some((link, bytes)),
+                Input::DatagramMax { link, bytes, .. } => self.size = Some((link, bytes)),
                 other => return other,
             }
         }

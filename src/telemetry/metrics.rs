@@ -103,6 +103,10 @@ fn data(registry: &mut Registry, status: &Status) {
     counter(registry, "mesh_data_rx_frames", "Frames from other peers given to the bridge", data.rx_frames);
     counter(registry, "mesh_data_rx_bytes", "Bytes of those frames", data.rx_bytes);
     counter(registry, "mesh_data_relayed_datagrams", "Datagrams passed on for others", data.relayed);
+    counter(registry, "mesh_data_fragmented", "Frames sent in fragments: their path takes less", data.fragmented);
+    counter(registry, "mesh_data_reassembled", "Frames put together from fragments", data.reassembled);
+    counter(registry, "mesh_data_clamped", "TCP connections whose segments were made to fit their path", data.clamped);
+    counter(registry, "mesh_data_told_too_big", "Senders told that a packet was too large", data.told_too_big);
     let drops = Family::<Labels, Counter>::default();
     for reason in DropReason::ALL.map(DropReason::name) {
         let number = data.drops.get(reason).copied().unwrap_or(0);
@@ -155,6 +159,8 @@ fn help(name: &str) -> &'static str {
         "mesh_gossip_messages_out_total" => "Gossip messages sent",
         "mesh_gossip_bytes_in_total" => "Bytes of gossip received",
         "mesh_gossip_bytes_out_total" => "Bytes of gossip sent",
+        "mesh_data_flooded_total" => "Copies of frames sent or passed on to several peers",
+        "mesh_data_answered_total" => "ARP questions answered here",
         _ if name.starts_with("mesh_gossip_") => "Of the gossip between peers",
         _ if name.starts_with("mesh_node_") => "Of the control plane of this peer",
         _ if name.starts_with("mesh_ipam_") => "Of the addresses that peers split",
@@ -185,12 +191,19 @@ fn plain(text: &str) -> String {
 }
 
 /// Metrics that this file makes from the status: not taken from the rooms' counters a second time.
-const GIVEN: [&str; 15] = [
+const GIVEN: [&str; 22] = [
     "mesh_peer_",
     "mesh_links",
     "mesh_link_rtt_",
     "mesh_peers",
-    "mesh_data_",
+    "mesh_data_tx_",
+    "mesh_data_rx_",
+    "mesh_data_relayed_",
+    "mesh_data_drops",
+    "mesh_data_fragmented",
+    "mesh_data_reassembled",
+    "mesh_data_clamped",
+    "mesh_data_told_",
     "mesh_device_",
     "mesh_ipam_ready",
     "mesh_ipam_owned_",

@@ -17,9 +17,6 @@ use crate::counters::DropReason;
 use crate::fib::owners::mac_of;
 use crate::fib::{Owner, Owners};
 
-/// An ARP reply as a frame for the TAP.
-pub type Answer = [u8; ANSWER_BYTES];
-
 /// What matters of an ARP message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Arp {
@@ -111,7 +108,7 @@ impl Arp {
     }
 
     /// The reply to this request, for the station at `asker`.
-    pub fn answer(&self, asker: Mac) -> Answer {
+    pub fn answer(&self, asker: Mac) -> [u8; ANSWER_BYTES] {
         let mut frame = [0; ANSWER_BYTES];
         let mac = mac_of(self.target);
         let parts: [&[u8]; 7] = [

@@ -23,8 +23,9 @@ use meshnet_proto::wire::data::{
 
 use super::arp::Arp;
 use super::fragments::Key;
+use super::packet::Layers;
 use super::send::{Way, may_be_relayed, seal_relay};
-use super::{Forwarder, Inbound, Punt, Punted, Transmit, addresses};
+use super::{Forwarder, Inbound, Punt, Punted, Transmit, addresses, mss};
 use crate::counters::DropReason;
 use crate::fdb::Owner;
 use crate::fib::owners::address_of;
@@ -237,9 +238,24 @@ impl Forwarder {
         {
             *field = real.0;
         }
+        if inner.kind == InnerKind::Frame
+            && let Some(layers) = Layers::parse(bytes).filter(|layers| mss::opens(bytes, layers))
+        {
+            self.opening(arrival.fib, origin, &inner, &layers, bytes);
+        }
         self.counters.rx_frames.add(1);
         self.counters.rx_bytes.add(bytes.len() as u64);
         Ok(Inbound::Deliver { inner, frame, flow })
+    }
+
+    /// What opens a TCP connection says how long segments may be that go back to its origin.
+    #[cold]
+    fn opening(&self, fib: &Fib, origin: PeerSlot, inner: &Inner, layers: &Layers, frame: &mut [u8]) {
+        let Ok((way, _)) = Way::to_peer(fib, origin) else { return };
+        let whole = mss::headers_end(frame, layers).is_some();
+        if way.settled && whole && mss::clamp(frame, layers, &inner.offload, way.frame_max()) {
+            self.counters.clamped.add(1);
+        }
     }
 
     /// A flooded frame: once for each number, within its origin's budget, on along the tree, then for this machine.

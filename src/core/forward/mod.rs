@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! TAP ──▶ outbound: classify, learn source ──▶ path ──▶ cut and seal into the send batch (Transmit) ──▶ UDP
-//!  ▲              └─ ARP for an address that a peer owns
+//!  ▲              ├─ ARP for an address that a peer owns
+//!  │              └─ too large for the path: carried in fragments all the same, and its sender is told
 //!  └── Answer ◀────────┘
 //! UDP ──▶ inbound: open in place ──┬─▶ Deliver: learn source ──▶ Joiner ──▶ TAP
 //!                                  ├─▶ a fragment: kept until the frame is whole
@@ -16,11 +17,13 @@ mod arp;
 mod fragments;
 pub mod inbound;
 pub mod join;
+mod mss;
 pub mod outbound;
 pub mod packet;
 pub mod send;
 #[cfg(any(test, feature = "sim"))]
 pub mod testbed;
+mod too_big;
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -29,7 +32,6 @@ use std::sync::Arc;
 use meshnet_proto::wire::data::{Inner, Offload};
 use meshnet_proto::{Mac, ShortId};
 
-pub use self::arp::Answer;
 pub use self::packet::header_len;
 pub use self::send::{lane_node, seal_inner, wrap_relayed, wrap_route};
 
@@ -37,6 +39,7 @@ use crate::counters::{Counters, DropReason};
 use crate::fdb::{Fdb, FdbCache, Learned, Owner};
 use crate::fib::PeerSlot;
 use fragments::Fragments;
+use too_big::Told;
 
 /// A batch of datagrams being filled.
 pub trait Transmit {
@@ -132,6 +135,10 @@ pub struct Forwarder {
     pub superframe: u16,
     /// Frames of which fragments are missing.
     fragments: Fragments,
+    /// What is to be written back into the TAP.
+    answer: Box<[u8; too_big::ANSWER_MAX_BYTES]>,
+    /// Who was told that its packets are too large.
+    told: Told,
     /// The last peer that a session was wanted with, and when: asked once a tick.
     wanted: Option<(PeerSlot, u32)>,
     /// The last peer seen at another address, and when: told once a tick.
@@ -148,6 +155,8 @@ impl Forwarder {
             counters,
             superframe: 0,
             fragments: Fragments::default(),
+            answer: Box::new([0; too_big::ANSWER_MAX_BYTES]),
+            told: Told::default(),
             wanted: None,
             roamed: None,
         }

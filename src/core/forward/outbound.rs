@@ -10,6 +10,9 @@
 //! A super-frame is cut on the boundaries of its segments: each datagram has the header template and one segment's payload, and is of use alone
 //! (in fragments, when it is too long for the path). Nothing in
 //! the template changes on the way; what differs from segment to segment is put right where they are joined or end alone ([`super::join`]).
+//!
+//! What opens a TCP connection has its segment size made to fit the path ([`super::mss`]), in a copy of its headers: the frame itself is never written to.
+//! The sender of what does not fit is told ([`super::too_big`]).
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -17,15 +20,22 @@ use meshnet_proto::Mac;
 use meshnet_proto::limits::{FLOOD_HOPS_MAX, SUPERFRAME_MAX_BYTES};
 use meshnet_proto::wire::data::{FLOOD_BYTES, Flood, Gso, INNER_BYTES, Inner, InnerKind, Offload};
 
-use super::arp::{Answer, Arp, Verdict};
+use super::arp::{Arp, Verdict};
+use super::packet::{self, Layers};
 use super::send::Way;
-use super::{Forwarder, Punt, Transmit, addresses, packet};
+use super::too_big::{self, TooLong};
+use super::{Forwarder, Punt, Transmit, addresses, mss};
 use crate::counters::DropReason;
 use crate::fdb::Owner;
 use crate::fib::{self, Fib, PeerSlot};
 
 /// A frame as it is cut: the inner header of all its datagrams, the header template (empty for an ordinary frame), the payload.
+#[derive(Clone, Copy)]
 struct Cut<'a> {
+    /// All of it.
+    frame: &'a [u8],
+    /// Where its headers lie, when it is IP.
+    layers: Option<&'a Layers>,
     inner: Inner,
     template: &'a [u8],
     payload: &'a [u8],
@@ -36,14 +46,14 @@ struct Cut<'a> {
 impl<'a> Cut<'a> {
     /// `None` when the frame is not what `offload` says.
     #[inline]
-    fn new(frame: &'a [u8], offload: &Offload, superframe: u16) -> Option<Cut<'a>> {
+    fn new(frame: &'a [u8], layers: Option<&'a Layers>, offload: &Offload, superframe: u16) -> Option<Cut<'a>> {
         if frame.len() > SUPERFRAME_MAX_BYTES || offload.needs_csum && checksum_end(offload) > frame.len() {
             return None;
         }
         if offload.gso == Gso::None {
             let offload = Offload { header_len: 0, gso_size: 0, ecn: false, ..*offload };
             let inner = Inner { offload, ..Inner::plain(InnerKind::Frame) };
-            return Some(Cut { inner, template: &[], payload: frame, size: frame.len() });
+            return Some(Cut { frame, layers, inner, template: &[], payload: frame, size: frame.len() });
         }
         let mut offload = *offload;
         if offload.header_len == 0 {
@@ -62,7 +72,40 @@ impl<'a> Cut<'a> {
         }
         let inner =
             Inner { kind: InnerKind::Segment, flood: false, offload, superframe, index: 0, count: count as u16 };
-        Some(Cut { inner, template, payload, size })
+        Some(Cut { frame, layers, inner, template, payload, size })
+    }
+
+    /// Whether it opens a TCP connection, and where its headers lie.
+    #[inline]
+    fn opening(&self) -> Option<&'a Layers> {
+        self.layers.filter(|layers| self.template.is_empty() && mss::opens(self.frame, layers))
+    }
+
+    /// The same with a segment size that fits frames of `frame_max` bytes; `None` when it does. `room` is for its headers.
+    fn clamped<'b>(
+        &self,
+        layers: &Layers,
+        frame_max: usize,
+        room: &'b mut [u8; mss::HEADERS_MAX_BYTES],
+    ) -> Option<Cut<'b>>
+    where
+        'a: 'b,
+    {
+        let end = mss::headers_end(self.frame, layers)?;
+        let (headers, rest) = self.frame.split_at_checked(end)?;
+        let room = room.get_mut(..end)?;
+        room.copy_from_slice(headers);
+        if !mss::clamp(room, layers, &self.inner.offload, frame_max) {
+            return None;
+        }
+        let (template, payload): (&[u8], &[u8]) = if rest.is_empty() { (&[], room) } else { (room, rest) };
+        Some(Cut { template, payload, size: payload.len(), ..*self })
+    }
+
+    /// The longest frame that it is cut into.
+    #[inline]
+    fn longest(&self) -> usize {
+        self.template.len() + self.size
     }
 
     fn count(&self) -> u64 {
@@ -89,13 +132,15 @@ impl Forwarder {
         frame: &[u8],
         out: &mut impl Transmit,
         punt: &mut impl Punt,
-    ) -> Option<Answer> {
-        self.try_outbound(fib, tick, offload, frame, out, punt).unwrap_or_else(|reason| {
+    ) -> Option<&[u8]> {
+        let answer = self.try_outbound(fib, tick, offload, frame, out, punt).unwrap_or_else(|reason| {
             self.drop(reason);
-            None
-        })
+            0
+        });
+        if answer == 0 { None } else { self.answer.get(..answer) }
     }
 
+    /// Gives the length of the answer; 0: none.
     #[inline]
     fn try_outbound(
         &mut self,
@@ -105,15 +150,16 @@ impl Forwarder {
         frame: &[u8],
         out: &mut impl Transmit,
         punt: &mut impl Punt,
-    ) -> Result<Option<Answer>, DropReason> {
+    ) -> Result<usize, DropReason> {
         let (destination, source) = addresses(frame).ok_or(DropReason::Malformed)?;
         if destination.is_link_local_group() {
             return Err(DropReason::LinkLocal);
         }
-        if packet::is_underlay(frame, &fib.underlay, fib.underlay_port) {
+        let layers = Layers::parse(frame);
+        if packet::is_underlay(frame, layers.as_ref(), &fib.underlay, fib.underlay_port) {
             return Err(DropReason::Underlay);
         }
-        let cut = Cut::new(frame, offload, self.superframe).ok_or(DropReason::Malformed)?;
+        let cut = Cut::new(frame, layers.as_ref(), offload, self.superframe).ok_or(DropReason::Malformed)?;
         if offload.gso != Gso::None {
             self.superframe = self.superframe.wrapping_add(1);
         }
@@ -123,13 +169,13 @@ impl Forwarder {
             Some((_, fib::Owner::Nobody)) | None => self.learn(source, Owner::Local, tick)?,
         }
         if let Some(arp) = Arp::parse(frame)
-            && let Some(answer) = self.arp(fib, &arp, destination, source)?
+            && let answer @ 1.. = self.arp(fib, &arp, destination, source)?
         {
-            return Ok(Some(answer));
+            return Ok(answer);
         }
         if destination.is_group() {
             self.flood(fib, &cut, out)?;
-            return Ok(None);
+            return Ok(0);
         }
         let owner = match fib.owners.of_mac(destination) {
             Some((_, fib::Owner::Peer(slot))) => Some(Owner::Peer(slot)),
@@ -137,24 +183,27 @@ impl Forwarder {
             Some((_, fib::Owner::Nobody)) | None => self.fdb.lookup(&mut self.cache, destination, tick),
         };
         match owner {
-            Some(Owner::Peer(slot)) => self.unicast(fib, slot, tick, &cut, out, punt)?,
-            Some(Owner::Local) => return Err(DropReason::Local),
-            None => self.flood(fib, &cut, out)?,
+            Some(Owner::Peer(slot)) => self.unicast(fib, slot, tick, &cut, out, punt),
+            Some(Owner::Local) => Err(DropReason::Local),
+            None => self.flood(fib, &cut, out).map(|()| 0),
         }
-        Ok(None)
     }
 
-    /// ARP from the TAP: the answer, or nothing when it goes its way.
+    /// ARP from the TAP: the answer's length, or 0 when it goes its way.
     #[cold]
-    fn arp(&self, fib: &Fib, arp: &Arp, destination: Mac, source: Mac) -> Result<Option<Answer>, DropReason> {
+    fn arp(&mut self, fib: &Fib, arp: &Arp, destination: Mac, source: Mac) -> Result<usize, DropReason> {
         match arp.judge(&fib.owners, destination.is_group()) {
-            Verdict::Pass => return Ok(None),
+            Verdict::Pass => return Ok(0),
             Verdict::Drop(reason) => return Err(reason),
             Verdict::Dispute => self.drop(DropReason::NotOwner),
             Verdict::Answer => {}
         }
         self.counters.answered.add(1);
-        Ok(Some(arp.answer(source)))
+        let answer = arp.answer(source);
+        if let Some(room) = self.answer.first_chunk_mut() {
+            *room = answer;
+        }
+        Ok(answer.len())
     }
 
     #[inline]
@@ -166,7 +215,7 @@ impl Forwarder {
         cut: &Cut<'_>,
         out: &mut impl Transmit,
         punt: &mut impl Punt,
-    ) -> Result<(), DropReason> {
+    ) -> Result<usize, DropReason> {
         let (way, peer) = match Way::to_peer(fib, slot) {
             Ok(way) => way,
             Err(none) => {
@@ -176,14 +225,35 @@ impl Forwarder {
                 return Err(none.why);
             }
         };
-        let (sent, bytes) = self.put_all(fib, &way, cut, None, out);
-        if sent > 0 {
-            self.counters.tx_frames.add(sent);
-            self.counters.tx_bytes.add(bytes);
+        let put = self.put(fib, &way, cut, None, out);
+        if put.frames > 0 {
+            self.counters.tx_frames.add(put.frames);
+            self.counters.tx_bytes.add(put.bytes);
             let mark = if way.hop.is_some() { &peer.traffic.tx_relayed } else { &peer.traffic.tx_direct };
-            mark.fetch_add(sent, Relaxed);
+            mark.fetch_add(put.frames, Relaxed);
         }
-        Ok(())
+        // What is lost is told at once; what is carried only when it is sure that the path takes no more.
+        let tell = put.too_long && (way.settled || put.frames == 0);
+        let there = usize::from(peer.overlay_mtu);
+        if !tell && cut.longest() <= there + super::ETHERNET_BYTES {
+            return Ok(0);
+        }
+        let way_max = if tell { way.frame_max() } else { usize::MAX };
+        Ok(self.tell_too_big(way_max, there, tick, cut))
+    }
+
+    /// Tells who sent this that the path, or the overlay at its end, takes less; gives the length of the answer, or 0.
+    #[cold]
+    fn tell_too_big(&mut self, way_max: usize, packet_max: usize, tick: u32, cut: &Cut<'_>) -> usize {
+        let Some(layers) = cut.layers else { return 0 };
+        let frame_max = way_max.min(layers.l3 + packet_max);
+        let what = TooLong { frame: cut.frame, layers, offload: &cut.inner.offload, frame_max };
+        let Some(length) = too_big::answer(&what, &mut self.answer) else { return 0 };
+        if !self.told.may_tell(cut.frame, tick) {
+            return 0;
+        }
+        self.counters.told_too_big.add(1);
+        length
     }
 
     /// A copy to each next hop, numbered alike so that a receiver knows copies for what they are.
@@ -205,9 +275,9 @@ impl Forwarder {
                 self.drop(DropReason::NoNextHop);
                 continue;
             };
-            let (sent, _) = self.put_all(fib, &way, cut, Some(first), out);
-            self.counters.flooded.add(sent);
-            anywhere |= sent > 0;
+            let put = self.put(fib, &way, cut, Some(first), out);
+            self.counters.flooded.add(put.frames);
+            anywhere |= put.frames > 0;
         }
         if anywhere {
             self.counters.tx_frames.add(cut.count());
@@ -216,19 +286,37 @@ impl Forwarder {
         Ok(())
     }
 
-    /// Seals all datagrams of a frame for one way; gives frames and bytes sent. The first that fails ends it, as the others would fail alike.
+    /// Seals all datagrams of a frame for one way.
     #[inline]
-    fn put_all(
+    fn put(&self, fib: &Fib, way: &Way<'_>, cut: &Cut<'_>, flood: Option<Flood>, out: &mut impl Transmit) -> Put {
+        match cut.opening() {
+            Some(layers) if way.settled => self.put_opening(fib, way, cut, layers, flood, out),
+            _ => self.put_all(fib, way, cut, flood, out),
+        }
+    }
+
+    #[cold]
+    fn put_opening(
         &self,
         fib: &Fib,
         way: &Way<'_>,
         cut: &Cut<'_>,
+        layers: &Layers,
         flood: Option<Flood>,
         out: &mut impl Transmit,
-    ) -> (u64, u64) {
+    ) -> Put {
+        let mut room = [0; mss::HEADERS_MAX_BYTES];
+        let clamped = cut.clamped(layers, way.frame_max(), &mut room);
+        self.counters.clamped.add(u64::from(clamped.is_some()));
+        self.put_all(fib, way, clamped.as_ref().unwrap_or(cut), flood, out)
+    }
+
+    /// The first that fails ends it, as the others would fail alike.
+    #[inline]
+    fn put_all(&self, fib: &Fib, way: &Way<'_>, cut: &Cut<'_>, flood: Option<Flood>, out: &mut impl Transmit) -> Put {
         let mut head = [0; INNER_BYTES + FLOOD_BYTES];
         let mut inner = Inner { flood: flood.is_some(), ..cut.inner };
-        let (mut sent, mut bytes) = (0, 0);
+        let mut put = Put::default();
         for piece in cut.payload.chunks(cut.size) {
             let (first, second) = head.split_at_mut(INNER_BYTES);
             first.copy_from_slice(&inner.emit());
@@ -243,18 +331,32 @@ impl Forwarder {
             let head = head.get(..head_bytes).unwrap_or_default();
             match way.put(fib.me, self.lane, [head, cut.template, piece], out) {
                 Ok(1) => {}
-                Ok(_) => self.counters.fragmented.add(1),
+                Ok(_) => {
+                    self.counters.fragmented.add(1);
+                    put.too_long = true;
+                }
                 Err(reason) => {
-                    self.counters.drop_many(reason, cut.count() - sent);
+                    put.too_long |= reason == DropReason::TooBig;
+                    self.counters.drop_many(reason, cut.count() - put.frames);
                     break;
                 }
             }
             inner.index = inner.index.wrapping_add(1);
-            sent += 1;
-            bytes += (cut.template.len() + piece.len()) as u64;
+            put.frames += 1;
+            put.bytes += (cut.template.len() + piece.len()) as u64;
         }
-        (sent, bytes)
+        put
     }
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, Default)]
+struct Put {
+    /// Sent; of a super-frame, its segments.
+    frames: u64,
+    bytes: u64,
+    /// Some did not pass whole.
+    too_long: bool,
 }
 
 /// Segments of one super-frame: 64 KiB in the smallest that TCP is left with when every option is used.

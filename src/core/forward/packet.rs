@@ -61,8 +61,14 @@ impl Layers {
         }
     }
 
+    /// Where the IP packet ends, by its own word.
+    pub fn packet_end(&self, frame: &[u8]) -> Option<usize> {
+        let bytes = |at: usize| read16(frame, self.l3 + at).map(usize::from);
+        Some(self.l3 + if self.v6 { 40 + bytes(4)? } else { bytes(2)? })
+    }
+
     /// Bytes of the transport header.
-    fn transport_bytes(&self, frame: &[u8]) -> Option<usize> {
+    pub fn transport_bytes(&self, frame: &[u8]) -> Option<usize> {
         match self.protocol {
             TCP => {
                 let bytes = usize::from(*frame.get(self.l4 + 12)? >> 4) * 4;
@@ -90,14 +96,13 @@ pub fn header_len(frame: &[u8], gso: Gso) -> Option<u8> {
 
 /// Whether a frame is a UDP packet to or from one of `addresses` on `port`: the underlay, seen on the bridge. Later fragments pass: ours are never fragmented.
 #[inline]
-pub(crate) fn is_underlay(frame: &[u8], addresses: &[IpAddr], port: u16) -> bool {
-    let Some(layers) = Layers::parse(frame).filter(|layers| layers.protocol == UDP) else { return false };
+pub(crate) fn is_underlay(frame: &[u8], layers: Option<&Layers>, addresses: &[IpAddr], port: u16) -> bool {
+    let Some(layers) = layers.filter(|layers| layers.protocol == UDP) else { return false };
     let (Some(source), Some(destination)) = (read16(frame, layers.l4), read16(frame, layers.l4 + 2)) else {
         return false;
     };
     let ours = |field: u16, at: usize| {
-        field == port
-            && ip_at(frame, &layers, at).is_some_and(|ip| addresses.iter().any(|own| own.to_canonical() == ip))
+        field == port && ip_at(frame, layers, at).is_some_and(|ip| addresses.iter().any(|own| own.to_canonical() == ip))
     };
     let (from, to, bytes) = if layers.v6 { (8, 24, 16) } else { (12, 16, 4) };
     debug_assert_eq!(to - from, bytes);
@@ -175,12 +180,17 @@ pub(crate) fn retarget(header: &mut [u8], offload: &Offload, run: Run) -> Option
 
 /// The ones' complement sum of 16-bit words (RFC 1071), not complemented.
 pub(crate) fn sum16(bytes: &[u8]) -> u16 {
-    let (pairs, rest) = bytes.as_chunks::<2>();
-    let last = rest.first().map_or(0, |byte| u32::from(*byte) << 8);
-    fold(pairs.iter().fold(last, |sum, pair| sum + u32::from(u16::from_be_bytes(*pair))))
+    sum16_from(0, bytes)
 }
 
-fn fold(sum: u32) -> u16 {
+/// The same, on top of `sum`.
+pub(super) fn sum16_from(sum: u32, bytes: &[u8]) -> u16 {
+    let (pairs, rest) = bytes.as_chunks::<2>();
+    let last = rest.first().map_or(0, |byte| u32::from(*byte) << 8);
+    fold(pairs.iter().fold(sum + last, |sum, pair| sum + u32::from(u16::from_be_bytes(*pair))))
+}
+
+pub(super) fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
@@ -194,7 +204,7 @@ fn read32(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk::<4>().map(|word| u32::from_be_bytes(*word))
 }
 
-fn write16(bytes: &mut [u8], at: usize, value: u16) -> Option<()> {
+pub(super) fn write16(bytes: &mut [u8], at: usize, value: u16) -> Option<()> {
     *bytes.get_mut(at..)?.first_chunk_mut::<2>()? = value.to_be_bytes();
     Some(())
 }
@@ -203,8 +213,10 @@ const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 pub(super) const VLAN: u16 = 0x8100;
 pub(super) const SERVICE_VLAN: u16 = 0x88a8;
-const TCP: u8 = 6;
+pub(super) const ICMP: u8 = 1;
+pub(super) const TCP: u8 = 6;
 const UDP: u8 = 17;
+pub(super) const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const DESTINATION: u8 = 60;

@@ -25,6 +25,8 @@ pub(crate) struct Way<'a> {
     pub session: &'a Session,
     /// Longest datagram that passes on it.
     pub datagram_max: usize,
+    /// Whether that was found out. Until then it is what every path takes, and no reason to tell anybody to send less.
+    pub settled: bool,
     /// Whether who opens it reads fragments.
     pub fragments: bool,
     /// Marks of who opens it.
@@ -45,14 +47,15 @@ impl<'a> Way<'a> {
             Path::None => Err(lost(DropReason::NoRoute)),
             Path::Direct(to) => {
                 let session = session.ok_or(wanted(slot))?;
-                Ok((Way::new(peer, to, session, peer.way_max), peer))
+                Ok((Way::new(peer, to, session, (peer.way_max, peer.way_settled)), peer))
             }
             Path::Relayed { first, route } => {
                 let session = session.ok_or(wanted(slot))?;
                 let hop = fib.peer(first).ok_or(lost(DropReason::NoRoute))?;
                 let to = hop.direct.ok_or(lost(DropReason::NoRoute))?;
                 let hop_session = hop.session.as_deref().ok_or(wanted(first))?;
-                let way = Way::new(peer, to, session, peer.way_max.min(hop.datagram_max));
+                let way_max = peer.way_max.min(hop.datagram_max);
+                let way = Way::new(peer, to, session, (way_max, peer.way_settled));
                 Ok((Way { hop: Some((hop_session, route)), ..way }, peer))
             }
         }
@@ -63,12 +66,18 @@ impl<'a> Way<'a> {
     pub fn to_neighbour(fib: &'a Fib, slot: PeerSlot) -> Option<Way<'a>> {
         let peer = fib.peer(slot)?;
         let (to, session) = (peer.direct?, peer.session.as_deref()?);
-        Some(Way::new(peer, to, session, peer.datagram_max))
+        Some(Way::new(peer, to, session, (peer.datagram_max, peer.settled)))
     }
 
     #[inline]
-    fn new(peer: &'a FibPeer, to: SocketAddr, session: &'a Session, datagram_max: usize) -> Way<'a> {
-        Way { to, session, datagram_max, fragments: peer.fragments, traffic: &peer.traffic, hop: None }
+    fn new(peer: &'a FibPeer, to: SocketAddr, session: &'a Session, size: (usize, bool)) -> Way<'a> {
+        let (datagram_max, settled) = size;
+        Way { to, session, datagram_max, settled, fragments: peer.fragments, traffic: &peer.traffic, hop: None }
+    }
+
+    /// The longest frame for one peer that passes on it whole.
+    pub fn frame_max(&self) -> usize {
+        self.datagram_max.saturating_sub(self.wrapped() + OUTER_BYTES + INNER_BYTES + TAG_BYTES)
     }
 
     /// Puts `parts`, in this order, into one sealed datagram, or into several when they are too long for one; gives how many.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use meshnet_proto::wire::data::{Gso, Offload, Route};
 use meshnet_proto::{Mac, PeerId, ShortId};
 
-use super::{Answer, Deliver, Forwarder, Inbound, Punt, Punted, Transmit};
+use super::{Deliver, Forwarder, Inbound, Punt, Punted, Transmit};
 use crate::counters::{Counters, DropReason};
 use crate::fdb::Fdb;
 use crate::fib::{Fib, FibPeer, FibSession, Owner, Owners, Path, PeerSlot};
@@ -81,7 +81,7 @@ impl Testbed {
     }
 
     /// Machine `at` takes a frame from its TAP; gives what it writes back into it.
-    pub fn outbound(&mut self, at: usize, offload: &Offload, frame: &[u8], ends: &mut Ends) -> Option<Answer> {
+    pub fn outbound(&mut self, at: usize, offload: &Offload, frame: &[u8], ends: &mut Ends) -> Option<&[u8]> {
         let (forwarder, fib) = (self.forwarders.get_mut(at)?, self.fibs.get(at)?);
         forwarder.outbound(fib, ends.tick, offload, frame, &mut ends.wire, &mut ends.punts)
     }
@@ -156,6 +156,9 @@ fn fib(i: usize, count: usize, cipher: Cipher) -> Fib {
             traffic: Arc::default(),
             datagram_max: 1_472,
             way_max: 1_472,
+            overlay_mtu: u16::MAX,
+            settled: true,
+            way_settled: true,
             fragments: true,
         })
     });

@@ -68,6 +68,8 @@ pub enum Input {
         link: LinkId,
         /// Bytes; 0: it takes none.
         bytes: u16,
+        /// The link's own search for it has had its time.
+        settled: bool,
     },
     /// Answer to [`Output::Resolve`].
     Resolved {

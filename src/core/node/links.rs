@@ -47,7 +47,7 @@ impl Node {
             self.make_room_for(now, peer, remote);
         }
         let phase = Phase::Hello;
-        let (hello, datagram_max) = (None, 0);
+        let (hello, datagram_max) = (None, (0, false));
         let link = Link { id, peer, remote, dial, errand, phase, since: now, secret, session, hello, datagram_max };
         let control = !link.relayed();
         if let Err(link) = self.links.open(link, self.config.max_links) {

@@ -41,6 +41,11 @@ impl Sizes {
         if self.at.is_some() && self.at == address { self.direct.bytes() } else { mtu::BASE }
     }
 
+    /// Whether that was found out.
+    pub fn settled(&self, address: Option<SocketAddr>) -> bool {
+        self.at.is_some() && self.at == address && self.direct.settled()
+    }
+
     /// The largest datagram of the direct path to `address`.
     pub fn datagram(&self, address: Option<SocketAddr>) -> usize {
         let bytes = usize::from(self.packet(address));
@@ -58,7 +63,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let large = peer.traffic.large.load(Relaxed) && peer.traffic.large.swap(false, Relaxed);
         let (mut direct, mut relayed) = (Vec::new(), Vec::new());
-        let before = peer.sizes.direct.bytes();
+        let before = known(&peer.sizes.direct);
         if let Some(to) = peer.path.usable().filter(|to| from_link(*to).is_none()) {
             peer.sizes.direct.set_ceiling(at, ceiling);
             if peer.sizes.at.replace(to) != Some(to) {
@@ -69,7 +74,7 @@ impl Node {
                 peer.sizes.direct.on_tick(at, large, rtt, &mut direct);
             }
         }
-        let after = peer.sizes.direct.bytes();
+        let after = known(&peer.sizes.direct);
         let relayed_changed = peer.tick_relayed_size(at, way, large, ceiling, &mut relayed);
         self.send_size_probes(now, slot, true, &direct);
         self.send_size_probes(now, slot, false, &relayed);
@@ -84,16 +89,16 @@ impl Node {
         let at = self.clock.at(now);
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let mut probes = Vec::new();
-        let before = peer.sizes.direct.bytes();
+        let before = known(&peer.sizes.direct);
         if peer.sizes.direct.on_reply(at, token, &mut probes) {
-            let after = peer.sizes.direct.bytes();
+            let after = known(&peer.sizes.direct);
             self.send_size_probes(now, slot, true, &probes);
             return self.on_size_changed(slot, before, after);
         }
         let Some(relayed) = &mut peer.sizes.relayed else { return };
-        let before = relayed.mtu.bytes();
+        let before = known(&relayed.mtu);
         if relayed.mtu.on_reply(at, token, &mut probes) {
-            let changed = relayed.mtu.bytes() != before;
+            let changed = known(&relayed.mtu) != before;
             self.send_size_probes(now, slot, false, &probes);
             if changed {
                 self.publisher.changed();
@@ -101,10 +106,12 @@ impl Node {
         }
     }
 
-    fn on_size_changed(&mut self, slot: PeerSlot, before: u16, after: u16) {
+    fn on_size_changed(&mut self, slot: PeerSlot, before: (u16, bool), after: (u16, bool)) {
         let Some(peer) = self.peers.get(slot).filter(|_| before != after) else { return };
-        let id = peer.id;
-        if after < before {
+        let (id, before, after) = (peer.id, before.0, after.0);
+        if after == before {
+            self.publisher.changed();
+        } else if after < before {
             // Until then frames go out that do not arrive.
             self.publisher.hurry();
             self.event(Level::Info, "path takes less", Some(id), format!("packets of {after} bytes, {before} before"));
@@ -135,6 +142,17 @@ impl Node {
         self.config.mtu.saturating_add(OVERHEAD_BYTES)
     }
 
+    /// Whether [`Node::way_max`] was found out.
+    pub(super) fn way_settled(&self, peer: &Peer, path: &Path) -> bool {
+        match path {
+            Path::None => false,
+            Path::Direct(to) => self.size_settled(peer, Some(*to)),
+            Path::Relayed { first, route } => {
+                peer.sizes.relayed.as_ref().is_some_and(|known| known.is(*first, route) && known.mtu.settled())
+            }
+        }
+    }
+
     /// The largest datagram on the way that frames to this peer take.
     pub(super) fn way_max(&self, peer: &Peer, path: &Path) -> usize {
         match path {
@@ -143,8 +161,8 @@ impl Node {
             Path::Relayed { first, route } => {
                 let Some(first_hop) = self.peers.get(*first) else { return DATAGRAM_BASE };
                 let address = first_hop.path.address();
-                let known = peer.sizes.relayed.as_ref().filter(|known| known.is(*first, route));
-                let bytes = known.map_or(mtu::BASE, |known| known.mtu.bytes());
+                let found = peer.sizes.relayed.as_ref().filter(|found| found.is(*first, route));
+                let bytes = found.map_or(mtu::BASE, |found| found.mtu.bytes());
                 let hop = self.datagram_max(first_hop, address);
                 // The base size is one of packets: over IPv6, further on, a datagram of it is the shorter.
                 if bytes <= mtu::BASE {
@@ -178,11 +196,16 @@ impl Peer {
         }
         let rtt: Option<Duration> = self.path.rtt_relayed();
         let (Some(relayed), Some(rtt)) = (&mut self.sizes.relayed, rtt) else { return false };
-        let before = relayed.mtu.bytes();
+        let before = known(&relayed.mtu);
         relayed.mtu.set_ceiling(at, ceiling);
         relayed.mtu.on_tick(at, large, rtt, out);
-        relayed.mtu.bytes() != before
+        known(&relayed.mtu) != before
     }
+}
+
+/// What a snapshot says of it.
+fn known(mtu: &PathMtu) -> (u16, bool) {
+    (mtu.bytes(), mtu.settled())
 }
 
 /// Bytes of a packet before the datagram.

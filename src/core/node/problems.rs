@@ -144,7 +144,7 @@ impl Node {
             if record.mtu != self.config.mtu && entry.reachable() {
                 add(
                     format!(
-                        "{name} has an overlay MTU of {}, this peer {}: longer frames between them are lost",
+                        "{name} has an overlay MTU of {}, this peer {}: longer packets that do not forbid fragments are lost",
                         record.mtu, self.config.mtu
                     ),
                     "give both the same --mtu, the lower of the two",

@@ -128,6 +128,10 @@ impl Node {
                 traffic: peer.traffic.clone(),
                 datagram_max: self.datagram_max(peer, peer.path.address()),
                 way_max: self.way_max(peer, &path),
+                // As it is known when a snapshot is made: it seldom changes, and others are made all the time.
+                overlay_mtu: self.topology.entry(&id).map_or(u16::MAX, |entry| entry.record().mtu),
+                settled: self.size_settled(peer, peer.path.address()),
+                way_settled: self.way_settled(peer, &path),
                 fragments: held.is_some_and(|held| held.fragments),
             });
         }

@@ -61,8 +61,8 @@ impl Node {
     }
 
     /// The longest datagram that a link takes changed.
-    pub(super) fn on_datagram_max(&mut self, id: LinkId, bytes: u16) {
-        if self.links.set_datagram_max(id, bytes) {
+    pub(super) fn on_datagram_max(&mut self, id: LinkId, max: (u16, bool)) {
+        if self.links.set_datagram_max(id, max) {
             self.publisher.changed();
         }
     }
@@ -70,8 +70,16 @@ impl Node {
     /// The longest datagram on the direct path to `address`.
     pub(super) fn datagram_max(&self, peer: &Peer, address: Option<SocketAddr>) -> usize {
         match address.and_then(from_link) {
-            Some(link) => self.links.get(link).map_or(0, |link| usize::from(link.datagram_max)),
+            Some(link) => self.links.get(link).map_or(0, |link| usize::from(link.datagram_max.0)),
             None => peer.sizes.datagram(address),
+        }
+    }
+
+    /// Whether that was found out.
+    pub(super) fn size_settled(&self, peer: &Peer, address: Option<SocketAddr>) -> bool {
+        match address.and_then(from_link) {
+            Some(link) => self.links.get(link).is_some_and(|link| link.datagram_max.1),
+            None => peer.sizes.settled(address),
         }
     }
 

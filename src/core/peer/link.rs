@@ -56,8 +56,8 @@ pub struct Link {
     pub session: u32,
     /// What the other end said.
     pub hello: Option<Hello>,
-    /// The longest QUIC datagram that it takes now; 0: none.
-    pub datagram_max: u16,
+    /// The longest QUIC datagram that it takes now (0: none), and whether its search has had its time.
+    pub datagram_max: (u16, bool),
 }
 
 impl Link {
@@ -197,8 +197,8 @@ impl Links {
     }
 
     /// Notes the longest QUIC datagram that a link takes; true when that is news.
-    pub fn set_datagram_max(&mut self, id: LinkId, bytes: u16) -> bool {
-        self.all.get_mut(&id).is_some_and(|link| std::mem::replace(&mut link.datagram_max, bytes) != bytes)
+    pub fn set_datagram_max(&mut self, id: LinkId, max: (u16, bool)) -> bool {
+        self.all.get_mut(&id).is_some_and(|link| std::mem::replace(&mut link.datagram_max, max) != max)
     }
 
     /// All, by number.

@@ -43,6 +43,8 @@ pub struct PathMtu {
     /// Did not pass, or is one more than the ceiling.
     high: u16,
     trying: Option<Try>,
+    /// A search has ended since the path, or what it takes, became another.
+    settled: bool,
     /// When nothing is being tried: when to search again.
     search_at: Time,
     watch: Watch,
@@ -104,6 +106,7 @@ impl PathMtu {
             low: BASE,
             high: BASE + 1,
             trying: None,
+            settled: false,
             search_at: now,
             watch: Watch::Quiet,
             proven: now,
@@ -118,6 +121,11 @@ impl PathMtu {
     /// The largest packet that is known to pass.
     pub fn bytes(&self) -> u16 {
         self.low
+    }
+
+    /// Whether it is known that hardly more passes. Stays so while a settled search is tried again.
+    pub fn settled(&self) -> bool {
+        self.settled
     }
 
     /// The path leads elsewhere: nothing is known of it any more, and replies of the old one count no longer.
@@ -139,6 +147,7 @@ impl PathMtu {
     fn restart(&mut self, now: Time) {
         self.high = self.ceiling + 1;
         self.trying = None;
+        self.settled = false;
         self.search_at = now;
         self.watch = Watch::Quiet;
         self.proven = now;
@@ -197,6 +206,7 @@ impl PathMtu {
 
     fn try_next(&mut self, now: Time, out: &mut Vec<SizeProbe>) {
         self.trying = self.candidate().map(|size| Try { size, sent: 1, next: now + self.waits.next });
+        self.settled |= self.trying.is_none();
         self.search_at = match self.trying {
             Some(Try { size, .. }) => {
                 self.send(size, out);

@@ -156,8 +156,8 @@ impl Sim {
         self.input(host, Input::LinkOpened { link: links[0], dial: Some(dial), peer, remote, secret: secret.clone() });
         self.input(other, Input::LinkOpened { link: links[1], dial: None, peer: me, remote: seen, secret });
         if !relayed {
-            self.input(host, Input::DatagramMax { link: links[0], bytes: DATAGRAM_MAX });
-            self.input(other, Input::DatagramMax { link: links[1], bytes: DATAGRAM_MAX });
+            self.input(host, Input::DatagramMax { link: links[0], bytes: DATAGRAM_MAX, settled: true });
+            self.input(other, Input::DatagramMax { link: links[1], bytes: DATAGRAM_MAX, settled: true });
         }
     }
 

@@ -266,3 +266,34 @@ fn what_others_say_in_the_name_of_a_third() {
         assert_eq!((taken, sink.frames, bed.drops(1, DropReason::NotOwner) - before), (0, 0, ROUNDS as u64));
     }
 }
+
+#[test]
+fn what_opens_a_connection_and_what_is_too_long() {
+    let (mut bed, mut ends) = bed(2);
+    for (at, to) in [(0, 1), (1, 0)] {
+        bed.peer_mut(at, to).unwrap().way_max = 1_232;
+    }
+    let tcp = [0x30, 0x39, 0x14, 0x51, 0, 0, 0, 1, 0, 0, 0, 0, 0x60, 2, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4];
+    let ipv4 = [0x45, 0, 0, 44, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 32, 0, 1, 10, 32, 0, 2];
+    let syn = [&mac(1, 1).0[..], &mac(0, 1).0, &[0x08, 0], &ipv4, &tcp].concat();
+    let out = allocations(|| sent(&mut bed, &Offload::default(), &syn, &mut ends));
+    assert_eq!((out, bed.forwarders[0].counters.clamped.value()), (0, ROUNDS as u64));
+    // A wider way out, so that only the way in has something to do.
+    bed.peer_mut(0, 1).unwrap().way_max = 8_900;
+    ends.wire.clear();
+    sent(&mut bed, &Offload::default(), &syn, &mut ends);
+    let (mut buffer, places) = received(&mut ends, 1);
+    let mut sink = Sink::default();
+    let (forwarder, fib) = (&mut bed.forwarders[1], &bed.fibs[1]);
+    let taken = take_in(forwarder, fib, address(0), &mut buffer, &places, &mut ends, &mut sink);
+    assert_eq!((taken, sink.frames, bed.forwarders[1].counters.clamped.value()), (0, ROUNDS, ROUNDS as u64));
+    bed.peer_mut(0, 1).unwrap().way_max = 1_232;
+    let (offload, long) = superframe(mac(1, 1), mac(0, 1), &[7; 4_000], 1_400);
+    let told = allocations(|| {
+        for tick in 1..=ROUNDS as u32 {
+            (ends.tick, _) = (tick, ends.wire.clear());
+            assert!(bed.outbound(0, &offload, &long, &mut ends).is_some());
+        }
+    });
+    assert_eq!(told, 0);
+}

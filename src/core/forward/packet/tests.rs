@@ -107,7 +107,7 @@ proptest! {
         for gso in [Gso::None, Gso::Tcp4, Gso::Tcp6, Gso::Udp] {
             header_len(&bytes, gso);
         }
-        is_underlay(&bytes, &[IpAddr::V4(Ipv4Addr::LOCALHOST)], 6783);
+        is_underlay(&bytes, Layers::parse(&bytes).as_ref(), &[IpAddr::V4(Ipv4Addr::LOCALHOST)], 6783);
         let run = Run { first, last: false, payload_bytes: usize::from(first) * 3 };
         retarget(&mut bytes, &Offload { gso_size: first, ..Offload::default() }, run);
     }

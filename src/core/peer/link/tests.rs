@@ -37,7 +37,7 @@ fn open(links: &mut Links, id: u64, peer: PeerId, outbound: bool) -> LinkId {
         secret: SessionSecret([0; 64]),
         session: 0,
         hello: None,
-        datagram_max: 0,
+        datagram_max: (0, false),
     };
     assert!(links.open(link, 2).is_ok());
     LinkId(id)

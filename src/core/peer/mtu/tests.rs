@@ -106,6 +106,37 @@ fn the_search_in_order() {
 }
 
 #[test]
+fn it_is_settled_when_nothing_is_left_to_try() {
+    for (ceiling, truth, took_ms) in [(1_280, 1_280, 0..=200), (9_000, 9_000, 0..=300), (1_500, 1_420, 500..=6_000)] {
+        let mut bench = Bench::new(ceiling, truth);
+        assert!(!bench.mtu.settled());
+        let start = bench.now;
+        while !bench.mtu.settled() && bench.now.since(start) < ms(20_000) {
+            bench.tick();
+        }
+        assert!(
+            took_ms.contains(&(bench.now.since(start).as_millis() as u64)),
+            "{truth}: {:?}",
+            bench.now.since(start)
+        );
+        assert_eq!(bench.mtu.bytes(), truth);
+        // Trying again what failed unsettles nobody.
+        bench.run(RAISE + ms(500));
+        assert!(bench.mtu.settled());
+        // What changes does.
+        bench.truth = 1_280;
+        if truth > 1_280 {
+            let watched = bench.until(ms(5_000), |bytes| bytes == 1_280);
+            assert!(watched.is_some() && !bench.mtu.settled());
+            bench.run(ms(12_000));
+            assert!(bench.mtu.settled());
+        }
+        bench.mtu.reset(bench.now);
+        assert!(!bench.mtu.settled());
+    }
+}
+
+#[test]
 fn a_size_that_fails_is_tried_four_times_and_then_left() {
     let mut bench = Bench::new(1_500, 1_300);
     bench.large = false;
