@@ -11,6 +11,7 @@ pub mod claims;
 pub mod config;
 pub mod devices;
 pub mod driver;
+pub mod fast;
 pub mod ipam;
 pub mod peer;
 pub mod report;
@@ -109,11 +110,24 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let (inbox, punted, tick) = (Arc::new(Inbox::new()), Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
     let punts = ring(&punted);
     let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
+    let fdb = Arc::new(Fdb::default());
+    let begun = fast::start(
+        settings,
+        fast::Around {
+            me,
+            tap: devices.tap_name(),
+            mtu: devices.mtu(),
+            port: sockets.local_address().port(),
+            fdb: Arc::clone(&fdb),
+            tick: Arc::clone(&tick),
+        },
+    )
+    .await;
     let plane = Dataplane::start(dataplane::Config {
         workers: settings.workers,
         tap: devices.take_tap(),
         sockets: Arc::clone(&sockets),
-        fdb: Arc::new(Fdb::default()),
+        fdb,
         fib: fib.load_full(),
         tick: Arc::clone(&tick),
         quic: hand_over(&inbox),
@@ -129,7 +143,8 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         inbox,
         transport: Arc::new(wire),
     })?;
-    let node = node_config(settings, secret, &state, &devices, sockets.local_address().port(), before)?;
+    let mut node = node_config(settings, secret, &state, &devices, sockets.local_address().port(), before)?;
+    (node.trust, node.fast_refused) = (begun.trust, begun.refused);
     let (shell, kept) = Shell::start(store, &state).context("the thread that writes addresses")?;
     greet(settings, secret, me, sockets.local_address());
     let (keep, saved) = watch::channel(None);
@@ -149,6 +164,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         facts: Facts::new(settings, me, recent, devices.view()),
         neighbours: JoinSet::new(),
         devices,
+        fast: begun.path,
         keep,
         lookups: JoinSet::new(),
         waiting: Default::default(),
@@ -160,7 +176,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         addresses,
         errands,
     };
-    let end = driver.run(Sources { links, requests, notices, asks, kept }, stop).await;
+    let end = driver.run(Sources { links, requests, notices, fast: begun.inputs, asks, kept }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
     finished(keeper.await);
     drop(tasks);

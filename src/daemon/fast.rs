@@ -1,0 +1,627 @@
+//! The kernel's fast path: one task that keeps VXLAN device, forwarding entries and guard as the snapshot says.
+//!
+//! ```text
+//! Fib ────────────────────────▶┌──────┐──▶ nftables: who may send, and for which addresses   (guard first)
+//! MAC addresses from workers ─▶│ task │──▶ device: address ─▶ peer    bridge: address ─▶ device (in this order; back in the other)
+//! probes of the node ─────────▶│      │──▶ out of the device
+//!        node ◀─ what came ────└──────┘◀── probes that the bridge gives to the host; age of entries; counters of the device
+//! ```
+//! An address is switched when a frame for it took the sealed path to a peer whose fast path is on, and back as soon as that ends, or when the address is
+//! elsewhere. Each switch is one change of one entry of the bridge, so no frame is lost or doubled; what is still in the queue of the TAP at that moment
+//! may arrive behind its successors, and that queue is drained within milliseconds.
+//!
+//! Owner of the task: [`FastPath`]; it ends with it. Orders beyond [`ORDERS_MAX`] are dropped: addresses are offered again each second, probes count as
+//! lost. At most [`MACS_MAX`] addresses are switched, the others stay on the sealed path.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use meshnet_core::fdb::{self, Fdb, FdbCache};
+use meshnet_core::fib::owners::mac_of;
+use meshnet_core::fib::{self, Fib, PeerSlot};
+use meshnet_core::node::Input;
+use meshnet_proto::wire::fast::{ETHERTYPE, FastProbe, PROBE_FRAME_BYTES, Subnet, Trust, station};
+use meshnet_proto::{Mac, PeerId, ShortId};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+use super::config::Settings;
+use crate::netlink::nft::{self, Guard};
+use crate::netlink::vxlan::{Desired, Place, Ports, Traffic, name_of};
+use crate::netlink::{Error, Netlink};
+use crate::sys::packet::PacketSocket;
+
+/// The driver's end. Does nothing when no subnet is trusted.
+#[derive(Default)]
+pub struct FastPath {
+    running: Option<Running>,
+}
+
+struct Running {
+    fib: watch::Sender<Arc<Fib>>,
+    orders: mpsc::Sender<Order>,
+    traffic: Arc<Mutex<Counted>>,
+    task: JoinHandle<()>,
+}
+
+enum Order {
+    /// Frames to this address took the sealed path.
+    Switch(PeerSlot, Mac),
+    Probe(PeerSlot, Vec<u8>),
+    Mtu(u32),
+}
+
+/// What the task needs of the rest.
+pub struct Around {
+    /// This peer.
+    pub me: PeerId,
+    /// The TAP's name.
+    pub tap: String,
+    /// MTU of the overlay.
+    pub mtu: u16,
+    /// The port between peers.
+    pub port: u16,
+    /// Learned addresses.
+    pub fdb: Arc<Fdb>,
+    /// Seconds since the start.
+    pub tick: Arc<AtomicU32>,
+}
+
+/// What begins: the driver's end, what comes for the node, and what the node's hello says; or why not.
+pub struct Begun {
+    /// The driver's end.
+    pub path: FastPath,
+    /// For the node.
+    pub inputs: mpsc::Receiver<Input>,
+    /// What to tell the others.
+    pub trust: Option<Trust>,
+    /// Why there is none although it is wanted.
+    pub refused: Option<String>,
+}
+
+/// Makes the device when subnets are trusted, and takes away what an earlier run left. What fails here costs the fast path and nothing else.
+pub async fn start(settings: &Settings, around: Around) -> Begun {
+    let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+    let none = |inputs, refused| Begun { path: FastPath::default(), inputs, trust: None, refused };
+    let bridge = settings.bridge.clone();
+    let cleared = clear(&bridge, &around.tap).await;
+    if settings.trusted_subnets.is_empty() {
+        if let Err(error) = cleared {
+            debug!(%error, "what an earlier fast path left cannot be removed");
+        }
+        return none(inputs, None);
+    }
+    let trust = Trust {
+        port: around.port.wrapping_add(1).max(1),
+        network: network(&settings.cluster),
+        subnets: settings
+            .trusted_subnets
+            .iter()
+            .map(|net| Subnet { address: net.network(), prefix: net.prefix_len() })
+            .collect(),
+    };
+    let made = match cleared {
+        Ok(netlink) => Task::begin(netlink, &bridge, &trust, &around, sender).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok((task, running)) => {
+            let (fib, fibs) = watch::channel(Arc::new(Fib::default()));
+            let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+            let task = tokio::spawn(task.run(fibs, ordered));
+            info!(port = trust.port, "frames may travel in the clear between trusted subnets, by VXLAN");
+            let running = Running { fib, orders, traffic: running, task };
+            Begun { path: FastPath { running: Some(running) }, inputs, trust: Some(trust), refused: None }
+        }
+        Err(error) => {
+            warn!(%error, "--trusted-subnet: there is no fast path: all frames travel sealed");
+            none(inputs, Some(error.to_string()))
+        }
+    }
+}
+
+impl FastPath {
+    /// Another snapshot.
+    pub fn publish(&self, fib: &Arc<Fib>) {
+        if let Some(running) = &self.running {
+            running.fib.send_replace(Arc::clone(fib));
+        }
+    }
+
+    /// Frames to this address may be switched.
+    pub fn offer(&self, slot: PeerSlot, mac: Mac) {
+        self.order(Order::Switch(slot, mac));
+    }
+
+    /// A probe of the node.
+    pub fn probe(&self, slot: PeerSlot, frame: Vec<u8>) {
+        self.order(Order::Probe(slot, frame));
+    }
+
+    /// The MTU of the overlay changed.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.order(Order::Mtu(mtu.into()));
+    }
+
+    /// What passed the device so far.
+    pub fn traffic(&self) -> Traffic {
+        self.running.as_ref().map(|running| lock(&running.traffic).total()).unwrap_or_default()
+    }
+
+    /// Takes device and guard away.
+    pub async fn stop(self) {
+        if let Some(Running { fib, orders, task, .. }) = self.running {
+            drop((fib, orders));
+            if let Err(error) = task.await {
+                warn!(%error, "the fast path was not taken down");
+            }
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(running) = &self.running {
+            // Dropped when full: see above.
+            let _ = running.orders.try_send(order);
+        }
+    }
+}
+
+/// Counters of a device that may be made anew.
+#[derive(Debug, Default)]
+struct Counted {
+    before: Traffic,
+    now: Traffic,
+}
+
+impl Counted {
+    fn follow(&mut self, now: Traffic) {
+        if now.tx_frames < self.now.tx_frames || now.rx_frames < self.now.rx_frames {
+            self.before = self.total();
+        }
+        self.now = now;
+    }
+
+    fn total(&self) -> Traffic {
+        Traffic {
+            tx_frames: self.before.tx_frames + self.now.tx_frames,
+            tx_bytes: self.before.tx_bytes + self.now.tx_bytes,
+            rx_frames: self.before.rx_frames + self.now.rx_frames,
+            rx_bytes: self.before.rx_bytes + self.now.rx_bytes,
+        }
+    }
+}
+
+/// The task's state.
+struct Task {
+    netlink: Netlink,
+    desired: Desired,
+    ports: Ports,
+    me: ShortId,
+    /// Probes go out here.
+    out: PacketSocket,
+    /// And come in here.
+    heard: AsyncFd<PacketSocket>,
+    /// Enough was heard until the next beat.
+    muted: bool,
+    fib: Arc<Fib>,
+    guard: Guard,
+    /// The guard stands.
+    guarded: bool,
+    /// Where probes to each peer go.
+    stations: BTreeMap<PeerSlot, (Mac, Place)>,
+    /// What is switched.
+    macs: BTreeMap<Mac, (PeerSlot, Place)>,
+    used: BTreeSet<PeerSlot>,
+    fdb: Arc<Fdb>,
+    cache: FdbCache,
+    tick: Arc<AtomicU32>,
+    inputs: mpsc::Sender<Input>,
+    traffic: Arc<Mutex<Counted>>,
+    beats: u32,
+}
+
+impl Task {
+    async fn begin(
+        netlink: Netlink,
+        bridge: &str,
+        trust: &Trust,
+        around: &Around,
+        inputs: mpsc::Sender<Input>,
+    ) -> Result<(Task, Arc<Mutex<Counted>>), Error> {
+        let desired = Desired {
+            bridge: bridge.to_owned(),
+            tap: around.tap.clone(),
+            name: name_of(bridge),
+            network: trust.network,
+            port: trust.port,
+            mtu: around.mtu.into(),
+            station: station(around.me.short()),
+        };
+        let guard =
+            Guard { name: guard_name(bridge), device: desired.name.clone(), port: trust.port, ..Guard::default() };
+        // It lets nobody in, and stands before there is anything to guard.
+        put_up(guard.clone()).await?;
+        let (ports, _) = netlink.ensure_vxlan(&desired).await?;
+        let (out, heard) = sockets(ports)?;
+        let traffic: Arc<Mutex<Counted>> = Arc::default();
+        let task = Task {
+            netlink,
+            desired,
+            ports,
+            me: around.me.short(),
+            out,
+            heard,
+            muted: false,
+            fib: Arc::default(),
+            guard,
+            guarded: true,
+            stations: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            used: BTreeSet::new(),
+            fdb: Arc::clone(&around.fdb),
+            cache: FdbCache::default(),
+            tick: Arc::clone(&around.tick),
+            inputs,
+            traffic: Arc::clone(&traffic),
+            beats: 0,
+        };
+        Ok((task, traffic))
+    }
+
+    async fn run(mut self, mut fibs: watch::Receiver<Arc<Fib>>, mut orders: mpsc::Receiver<Order>) {
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let done = tokio::select! {
+                Ok(()) = fibs.changed() => {
+                    let fib = fibs.borrow_and_update().clone();
+                    self.follow(fib).await
+                }
+                order = orders.recv() => match order {
+                    Some(order) => self.order(order).await,
+                    None => break,
+                },
+                ready = self.heard.readable(), if !self.muted => {
+                    if let Ok(mut ready) = ready {
+                        ready.clear_ready();
+                    }
+                    self.hear();
+                    Ok(())
+                }
+                _ = beat.tick() => self.beat().await,
+            };
+            if let Err(error) = done {
+                warn!(%error, "the fast path is not as it should be; it is looked at again within seconds");
+            }
+        }
+        if let Err(error) = clear(&self.desired.bridge, &self.desired.tap).await {
+            warn!(%error, "the fast path was not taken down");
+        }
+    }
+
+    async fn order(&mut self, order: Order) -> Result<(), Error> {
+        match order {
+            Order::Switch(slot, mac) => self.switch(slot, mac).await,
+            Order::Probe(slot, frame) => {
+                if self.stations.contains_key(&slot)
+                    && let Err(error) = self.out.send(&frame)
+                {
+                    // One that is not sent is not answered: the node judges by that.
+                    debug!(%error, "probe of the fast path not sent");
+                }
+                Ok(())
+            }
+            Order::Mtu(mtu) => {
+                self.desired.mtu = mtu;
+                self.repair().await
+            }
+        }
+    }
+
+    /// Brings everything in line with a snapshot.
+    async fn follow(&mut self, fib: Arc<Fib>) -> Result<(), Error> {
+        let same = Arc::ptr_eq(&fib.owners, &self.fib.owners) && fib.fast == self.fib.fast;
+        self.fib = fib;
+        if same {
+            return Ok(());
+        }
+        // Off first: frames are on their way.
+        self.check().await?;
+        self.stand_guard().await;
+        let wanted: BTreeMap<PeerSlot, (Mac, Place)> = match self.guarded {
+            true => self.fib.fast.iter().map(|peer| (peer.slot, (station(peer.id.short()), place(peer)))).collect(),
+            // Without a guard nothing may come in; unanswered probes say so to both ends.
+            false => BTreeMap::new(),
+        };
+        for (slot, (mac, place)) in &wanted {
+            if self.stations.get(slot) != Some(&(*mac, *place)) {
+                self.netlink.vxlan_to(self.ports, *mac, *place).await?;
+            }
+        }
+        for (mac, _) in std::mem::replace(&mut self.stations, wanted).into_values() {
+            if !self.stations.values().any(|(other, _)| *other == mac) {
+                self.netlink.vxlan_forget(self.ports, mac).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn stand_guard(&mut self) {
+        let guard =
+            Guard { peers: Vec::new(), range: None, owned: Vec::new(), hosts: Vec::new(), ..self.guard.clone() };
+        let guard = filled(guard, &self.fib);
+        if guard == self.guard && self.guarded {
+            return;
+        }
+        let put = put_up(guard.clone()).await;
+        self.guarded = put.is_ok();
+        self.guard = guard;
+        if let Err(error) = put {
+            warn!(%error, "the guard of the fast path cannot be put up: nobody new is let in");
+        }
+    }
+
+    /// Where an address is.
+    fn owner(&mut self, mac: Mac) -> Option<fdb::Owner> {
+        match self.fib.owners.of_mac(mac) {
+            Some((_, fib::Owner::Peer(slot))) => Some(fdb::Owner::Peer(slot)),
+            Some((_, fib::Owner::Me)) => Some(fdb::Owner::Local),
+            Some((_, fib::Owner::Nobody)) | None => {
+                self.fdb.lookup(&mut self.cache, mac, self.tick.load(Ordering::Relaxed))
+            }
+        }
+    }
+
+    /// Moves an address to the fast path.
+    async fn switch(&mut self, slot: PeerSlot, mac: Mac) -> Result<(), Error> {
+        let Some(place) = self.fib.fast(slot).map(place) else { return Ok(()) };
+        let room = self.macs.len() < MACS_MAX || self.macs.contains_key(&mac);
+        if !room || self.owner(mac) != Some(fdb::Owner::Peer(slot)) {
+            return Ok(());
+        }
+        self.netlink.vxlan_to(self.ports, mac, place).await?;
+        self.macs.insert(mac, (slot, place));
+        self.netlink.bridge_to_vxlan(self.ports, mac).await?;
+        if self.used.insert(slot) {
+            self.tell(Input::FastUsed { slot, used: true });
+        }
+        Ok(())
+    }
+
+    /// Takes back every address that has no place on the fast path any more.
+    async fn check(&mut self) -> Result<(), Error> {
+        let all: Vec<(Mac, PeerSlot, Place)> =
+            self.macs.iter().map(|(mac, (slot, place))| (*mac, *slot, *place)).collect();
+        for (mac, slot, held) in all {
+            let owner = self.owner(mac);
+            let there = self.fib.fast(slot).map(place) == Some(held);
+            if there && owner == Some(fdb::Owner::Peer(slot)) {
+                continue;
+            }
+            self.macs.remove(&mac);
+            match owner {
+                Some(fdb::Owner::Peer(_)) => self.netlink.bridge_to_tap(self.ports, mac).await?,
+                // Here, or nobody knows: the bridge finds out by itself.
+                Some(fdb::Owner::Local) | None => self.netlink.bridge_forget(self.ports, mac).await?,
+            }
+            self.netlink.vxlan_forget(self.ports, mac).await?;
+        }
+        Ok(())
+    }
+
+    async fn beat(&mut self) -> Result<(), Error> {
+        self.muted = false;
+        self.beats = self.beats.wrapping_add(1);
+        if !self.fib.fast.is_empty() && self.beats.is_multiple_of(COUNT_BEATS) {
+            self.count().await;
+        }
+        if self.beats.is_multiple_of(REPAIR_BEATS) {
+            self.repair().await?;
+        }
+        if self.macs.is_empty() && self.used.is_empty() {
+            return Ok(());
+        }
+        self.check().await?;
+        if self.beats.is_multiple_of(AGE_BEATS) { self.age().await } else { Ok(()) }
+    }
+
+    async fn count(&mut self) {
+        match self.netlink.vxlan_traffic(&self.desired.name).await {
+            Ok(Some(traffic)) => lock(&self.traffic).follow(traffic),
+            Ok(None) => {}
+            Err(error) => debug!(%error, "the counters of the fast path cannot be read"),
+        }
+    }
+
+    /// Device, guard and entries that somebody took away are put back.
+    async fn repair(&mut self) -> Result<(), Error> {
+        let (ports, changed) = self.netlink.ensure_vxlan(&self.desired).await?;
+        if changed || ports != self.ports {
+            warn!(
+                device = self.desired.name,
+                "the device of the fast path was changed by someone else and is put back"
+            );
+            (self.out, self.heard) = sockets(ports)?;
+            self.ports = ports;
+            self.stations.clear();
+            self.macs.clear();
+            self.guarded = false;
+            let fib = Arc::clone(&self.fib);
+            self.fib = Arc::default();
+            return self.follow(fib).await;
+        }
+        if !self.guarded {
+            let fib = Arc::clone(&self.fib);
+            self.fib = Arc::default();
+            return self.follow(fib).await;
+        }
+        Ok(())
+    }
+
+    /// Lets go of addresses that nothing was sent to for long, keeps those in use known to the workers, and says which peers are in use.
+    async fn age(&mut self) -> Result<(), Error> {
+        let entries = self.netlink.vxlan_entries(self.ports).await?;
+        let tick = self.tick.load(Ordering::Relaxed);
+        let mut used = BTreeSet::new();
+        for (mac, (slot, _)) in self.macs.clone() {
+            match entries.get(&mac) {
+                Some(idle) if *idle < IDLE_S => {
+                    if *idle <= USED_S {
+                        used.insert(slot);
+                    }
+                    if self.fib.owners.of_mac(mac).is_none_or(|(_, owner)| owner == fib::Owner::Nobody)
+                        && *idle < fdb::AGE_S / 2
+                    {
+                        // The workers do not see its frames any more.
+                        self.fdb.learn(&mut self.cache, mac, fdb::Owner::Peer(slot), tick);
+                    }
+                }
+                // Idle, or the entry is gone.
+                _ => {
+                    self.macs.remove(&mac);
+                    self.netlink.bridge_forget(self.ports, mac).await?;
+                    self.netlink.vxlan_forget(self.ports, mac).await?;
+                }
+            }
+        }
+        for mac in entries.keys().filter(|mac| !self.macs.contains_key(mac)) {
+            self.netlink.bridge_forget(self.ports, *mac).await?;
+        }
+        for slot in self.used.symmetric_difference(&used).copied() {
+            self.tell(Input::FastUsed { slot, used: used.contains(&slot) });
+        }
+        self.used = used;
+        Ok(())
+    }
+
+    /// Probes that the bridge gave to the host, a burst at most.
+    fn hear(&mut self) {
+        let mut buffer = [0; PROBE_FRAME_BYTES];
+        for _ in 0..HEARD_MAX {
+            match self.heard.get_ref().receive(&mut buffer) {
+                Ok(bytes) => {
+                    if let Some(probe) = FastProbe::parse(self.me, buffer.get(..bytes).unwrap_or_default()) {
+                        self.tell(Input::FastProbe(probe));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    debug!(%error, "probes of the fast path cannot be read");
+                    break;
+                }
+            }
+        }
+        // Somebody on the bridge sends such frames for fun.
+        self.muted = true;
+    }
+
+    fn tell(&self, input: Input) {
+        // A driver that is behind has better things to do; probes and marks of use repeat.
+        let _ = self.inputs.try_send(input);
+    }
+}
+
+/// What the guard must know of a snapshot.
+fn filled(mut guard: Guard, fib: &Fib) -> Guard {
+    let owners = &*fib.owners;
+    guard.peers = fib.fast.iter().map(|peer| peer.address).collect();
+    guard.peers.sort_unstable();
+    guard.peers.dedup();
+    guard.hosts = owners
+        .hosts
+        .iter()
+        .map(|(address, real)| (mac_of(*address), *real))
+        .filter(|(told, real)| told != real)
+        .collect();
+    if owners.last == 0 || guard.peers.is_empty() {
+        return guard;
+    }
+    guard.range = Some((owners.first, owners.last));
+    let begin = std::iter::once((owners.first, fib::Owner::Nobody));
+    let starts: Vec<(u32, fib::Owner)> = begin.chain(owners.runs.iter().copied()).collect();
+    for (at, (first, owner)) in starts.iter().enumerate() {
+        let last = starts.get(at + 1).map_or(Some(owners.last), |next| next.0.checked_sub(1));
+        let Some(last) = last.filter(|last| last >= first) else { continue };
+        match owner {
+            fib::Owner::Nobody => guard.owned.push((None, *first, last)),
+            fib::Owner::Peer(slot) => {
+                let peer = fib.fast.iter().find(|peer| peer.slot == *slot);
+                guard.owned.extend(peer.map(|peer| (Some(peer.address), *first, last)));
+            }
+            fib::Owner::Me => {}
+        }
+    }
+    guard
+}
+
+fn place(peer: &fib::FastPeer) -> Place {
+    Place { address: peer.address, port: peer.port }
+}
+
+fn sockets(ports: Ports) -> Result<(PacketSocket, AsyncFd<PacketSocket>), Error> {
+    let failed = |why| Error::Kernel { doing: "open the sockets of the fast path".into(), why };
+    let out = PacketSocket::open(ports.vxlan, ETHERTYPE).map_err(failed)?;
+    let heard = PacketSocket::open(ports.bridge, ETHERTYPE).map_err(failed)?;
+    Ok((out, heard.watched().map_err(failed)?))
+}
+
+/// A transaction of thousands of elements takes milliseconds, which links and probes shall not wait for.
+async fn put_up(guard: Guard) -> Result<(), Error> {
+    let put = tokio::task::spawn_blocking(move || nft::apply(&guard))
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)));
+    put.map_err(|why| Error::Kernel { doing: "guard the VXLAN port by nftables".into(), why })
+}
+
+/// Removes device and guard of an earlier run, or of this one.
+async fn clear(bridge: &str, tap: &str) -> Result<Netlink, Error> {
+    let netlink = Netlink::open()?;
+    // The device first: without it nothing is to be guarded.
+    if netlink.remove_vxlan(bridge, tap).await?
+        && let Err(error) = nft::remove(&guard_name(bridge))
+    {
+        debug!(%error, "the guard of the fast path cannot be removed");
+    }
+    Ok(netlink)
+}
+
+/// Names of tables take 255 letters.
+fn guard_name(bridge: &str) -> String {
+    format!("meshnet-{bridge}")
+}
+
+/// The VXLAN network of a cluster: FNV-1a over its name, in 24 bits.
+fn network(cluster: &str) -> u32 {
+    let hash = cluster.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    (hash >> 24 ^ hash) & 0x00ff_ffff
+}
+
+fn lock(traffic: &Mutex<Counted>) -> std::sync::MutexGuard<'_, Counted> {
+    traffic.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Between two looks at learned addresses that may have moved.
+const BEAT: Duration = Duration::from_millis(100);
+/// Beats between two readings of the counters.
+const COUNT_BEATS: u32 = 2;
+/// Between two looks at which addresses are in use.
+const AGE_BEATS: u32 = 10;
+/// Between two looks at device and guard.
+const REPAIR_BEATS: u32 = 50;
+/// Addresses switched at once: as many as one peer may have in the table of learned ones.
+const MACS_MAX: usize = 4_096;
+/// An address that nothing was sent to for so long goes back: as long as the bridge itself remembers.
+const IDLE_S: u32 = 300;
+/// A peer counts as in use while something was sent to it within this time.
+const USED_S: u32 = 2;
+/// Orders that wait: addresses of a burst, and a probe of each peer.
+const ORDERS_MAX: usize = 4_096;
+/// Probes that wait for the driver: one of each of a thousand peers.
+const INPUTS_MAX: usize = 1_024;
+/// Probes read in one go and, when there are as many, until the next beat.
+const HEARD_MAX: usize = 256;
