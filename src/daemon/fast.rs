@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -212,6 +213,8 @@ struct Task {
     guard: Guard,
     /// The guard stands.
     guarded: bool,
+    /// Peers let in although it is agreed no more, and until which beat: the other end may know later than we do.
+    leaving: Vec<(fib::FastPeer, u32)>,
     /// Where probes to each peer go.
     stations: BTreeMap<PeerSlot, (Mac, Place)>,
     /// What is switched.
@@ -260,6 +263,7 @@ impl Task {
             fib: Arc::default(),
             guard,
             guarded: true,
+            leaving: Vec::new(),
             stations: BTreeMap::new(),
             macs: BTreeMap::new(),
             used: BTreeSet::new(),
@@ -326,10 +330,13 @@ impl Task {
     /// Brings everything in line with a snapshot.
     async fn follow(&mut self, fib: Arc<Fib>) -> Result<(), Error> {
         let same = Arc::ptr_eq(&fib.owners, &self.fib.owners) && fib.fast == self.fib.fast;
-        self.fib = fib;
+        let before = std::mem::replace(&mut self.fib, fib);
         if same {
             return Ok(());
         }
+        let until = self.beats.wrapping_add(LEAVING_BEATS);
+        self.leaving.extend(before.fast.iter().map(|peer| (*peer, until)));
+        self.leaving.dedup_by_key(|(peer, _)| peer.slot);
         // Off first: frames are on their way.
         self.check().await?;
         self.stand_guard().await;
@@ -354,7 +361,10 @@ impl Task {
     async fn stand_guard(&mut self) {
         let guard =
             Guard { peers: Vec::new(), range: None, owned: Vec::new(), hosts: Vec::new(), ..self.guard.clone() };
-        let guard = filled(guard, &self.fib);
+        let now = &self.fib.fast;
+        self.leaving.retain(|(peer, until)| *until > self.beats && !now.iter().any(|one| one.slot == peer.slot));
+        let leaving = self.leaving.iter().map(|(peer, _)| peer);
+        let guard = filled(guard, &self.fib.owners, now.iter().chain(leaving));
         if guard == self.guard && self.guarded {
             return;
         }
@@ -420,7 +430,13 @@ impl Task {
         if !self.fib.fast.is_empty() && self.beats.is_multiple_of(COUNT_BEATS) {
             self.count().await;
         }
-        if self.beats.is_multiple_of(REPAIR_BEATS) {
+        if self.leaving.iter().any(|(_, until)| *until <= self.beats) {
+            self.stand_guard().await;
+        }
+        if self.guarded && self.beats.is_multiple_of(GUARD_BEATS) {
+            self.watch_guard();
+        }
+        if !self.guarded || self.beats.is_multiple_of(REPAIR_BEATS) {
             self.repair().await?;
         }
         if self.macs.is_empty() && self.used.is_empty() {
@@ -428,6 +444,18 @@ impl Task {
         }
         self.check().await?;
         if self.beats.is_multiple_of(AGE_BEATS) { self.age().await } else { Ok(()) }
+    }
+
+    /// A firewall that is loaded anew often empties all tables first.
+    fn watch_guard(&mut self) {
+        match nft::stands(&self.guard.name) {
+            Ok(true) => {}
+            Ok(false) => {
+                warn!("the guard of the fast path was taken away by someone else and is put back");
+                self.guarded = false;
+            }
+            Err(error) => debug!(%error, "the guard of the fast path cannot be looked at"),
+        }
     }
 
     async fn count(&mut self) {
@@ -526,18 +554,14 @@ impl Task {
     }
 }
 
-/// What the guard must know of a snapshot.
-fn filled(mut guard: Guard, fib: &Fib) -> Guard {
-    let owners = &*fib.owners;
-    guard.peers = fib.fast.iter().map(|peer| peer.address).collect();
+/// The guard for these peers.
+fn filled<'a>(mut guard: Guard, owners: &fib::Owners, peers: impl Iterator<Item = &'a fib::FastPeer>) -> Guard {
+    let peers: BTreeMap<PeerSlot, Ipv4Addr> = peers.map(|peer| (peer.slot, peer.address)).collect();
+    guard.peers = peers.values().copied().collect();
     guard.peers.sort_unstable();
     guard.peers.dedup();
-    guard.hosts = owners
-        .hosts
-        .iter()
-        .map(|(address, real)| (mac_of(*address), *real))
-        .filter(|(told, real)| told != real)
-        .collect();
+    let hosts = owners.hosts.iter().map(|(address, real)| (mac_of(*address), *real));
+    guard.hosts = hosts.filter(|(told, real)| told != real).collect();
     if owners.last == 0 || guard.peers.is_empty() {
         return guard;
     }
@@ -550,8 +574,7 @@ fn filled(mut guard: Guard, fib: &Fib) -> Guard {
         match owner {
             fib::Owner::Nobody => guard.owned.push((None, *first, last)),
             fib::Owner::Peer(slot) => {
-                let peer = fib.fast.iter().find(|peer| peer.slot == *slot);
-                guard.owned.extend(peer.map(|peer| (Some(peer.address), *first, last)));
+                guard.owned.extend(peers.get(slot).map(|address| (Some(*address), *first, last)));
             }
             fib::Owner::Me => {}
         }
@@ -611,7 +634,11 @@ const BEAT: Duration = Duration::from_millis(100);
 const COUNT_BEATS: u32 = 2;
 /// Between two looks at which addresses are in use.
 const AGE_BEATS: u32 = 10;
-/// Between two looks at device and guard.
+/// For so long somebody with whom it is agreed no more is let in: it has to miss three answers first.
+const LEAVING_BEATS: u32 = 20;
+/// Between two looks whether the guard still stands: one question to the kernel.
+const GUARD_BEATS: u32 = 10;
+/// Between two looks at the device.
 const REPAIR_BEATS: u32 = 50;
 /// Addresses switched at once: as many as one peer may have in the table of learned ones.
 const MACS_MAX: usize = 4_096;
@@ -625,3 +652,57 @@ const ORDERS_MAX: usize = 4_096;
 const INPUTS_MAX: usize = 1_024;
 /// Probes read in one go and, when there are as many, until the next beat.
 const HEARD_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshnet_core::fib::{FastPeer, Owner, Owners};
+
+    fn peer(slot: u32) -> FastPeer {
+        let id = PeerId([slot as u8; 16]);
+        FastPeer { slot: PeerSlot(slot), id, address: Ipv4Addr::new(192, 0, 2, slot as u8), port: 6784, on: false }
+    }
+
+    #[test]
+    fn the_guard_knows_who_may_speak_for_what() {
+        let runs = vec![
+            (110, Owner::Me),
+            (120, Owner::Peer(PeerSlot(1))),
+            (130, Owner::Peer(PeerSlot(2))),
+            (140, Owner::Nobody),
+        ];
+        let hosts = vec![(111, Mac([2; 6])), (112, mac_of(112))];
+        let owners = Owners { first: 100, last: 199, runs, hosts };
+        let peers = [peer(1), peer(3)];
+        let guard = filled(Guard::default(), &owners, peers.iter());
+        let one = peers[0].address;
+        assert_eq!(guard.peers, [one, peers[1].address]);
+        assert_eq!(guard.range, Some((100, 199)));
+        assert_eq!(
+            guard.owned,
+            [(None, 100, 109), (Some(one), 120, 129), (None, 140, 199)],
+            "neither ours nor a stranger's"
+        );
+        assert_eq!(guard.hosts, [(mac_of(111), Mac([2; 6]))]);
+        let nobody = filled(Guard::default(), &owners, [].iter());
+        assert_eq!((nobody.peers.len(), nobody.owned.len(), nobody.range), (0, 0, None));
+        let unmanaged = filled(Guard::default(), &Owners::default(), peers.iter());
+        assert_eq!((unmanaged.peers.len(), unmanaged.range), (2, None));
+    }
+
+    #[test]
+    fn counters_go_on_when_the_device_is_made_anew() {
+        let traffic = |n| Traffic { tx_frames: n, tx_bytes: 100 * n, rx_frames: 2 * n, rx_bytes: 200 * n };
+        let mut counted = Counted::default();
+        [5, 9, 2, 4].into_iter().for_each(|n| counted.follow(traffic(n)));
+        assert_eq!(counted.total(), traffic(13));
+    }
+
+    #[test]
+    fn clusters_have_networks_of_their_own() {
+        let names = ["", "a", "b", "meshnet", "meshnet2"];
+        let networks: BTreeSet<u32> = names.iter().map(|name| network(name)).collect();
+        assert_eq!(networks.len(), names.len());
+        assert!(networks.iter().all(|network| *network < 1 << 24));
+    }
+}

@@ -50,6 +50,17 @@ pub fn remove(name: &str) -> io::Result<()> {
     transact(&batch.end())
 }
 
+/// Whether the guard is there: whoever empties the machine's rules takes it away too.
+pub fn stands(name: &str) -> io::Result<bool> {
+    let mut question = Batch { bytes: Vec::new(), sequence: 1 };
+    question.put(GET_CHAIN, 0, IP, &[text(1, name), text(3, CHAIN)].concat());
+    match transact(&question.bytes) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The transaction.
 fn table(guard: &Guard) -> Vec<u8> {
     let mut batch = Batch::begin();
@@ -320,6 +331,7 @@ const SUBSYSTEM: u16 = 10;
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
@@ -338,3 +350,65 @@ const SET_INTERVAL: u32 = 4;
 const SET_MAP: u32 = 8;
 const SET_CONCAT: u32 = 0x80;
 const LOOKUP_INVERSE: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::lab;
+
+    fn guard() -> Guard {
+        let (a, b) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+        let first = u32::from(Ipv4Addr::new(10, 32, 0, 0));
+        Guard {
+            name: "meshnet-test".into(),
+            device: "lo".into(),
+            port: 6784,
+            peers: vec![a, b],
+            range: Some((first, first + 0xf_ffff)),
+            owned: vec![
+                (Some(a), first, first + 99),
+                (None, first + 100, first + 199),
+                (Some(b), first + 200, first + 999),
+            ],
+            hosts: vec![(Mac([0x0a, 0x58, 10, 32, 0, 7]), Mac([2; 6]))],
+        }
+    }
+
+    #[test]
+    fn answers_tell_the_first_refusal() {
+        let answer = |code: i32| {
+            let mut bytes = vec![36, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            bytes.extend(code.to_ne_bytes());
+            bytes.resize(36, 0);
+            bytes
+        };
+        assert!(first_error(&[answer(0), answer(0)].concat()).is_ok());
+        let refused = first_error(&[answer(0), answer(-libc::EPERM), answer(-libc::ENOENT)].concat());
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert!(first_error(&[0; 7]).is_ok(), "a stump says nothing");
+    }
+
+    #[test]
+    fn too_many_pieces_are_refused() {
+        let owned = vec![(None, 0, 0); OWNED_MAX + 1];
+        assert!(apply(&Guard { owned, ..guard() }).is_err());
+    }
+
+    #[test]
+    fn the_kernel_takes_the_guard_as_often_as_it_changes_and_loses_it() {
+        let apart = || {
+            assert!(!stands("meshnet-test").unwrap());
+            for owned in [guard().owned, Vec::new(), (0..4_000).map(|at| (None, 2 * at, 2 * at)).collect()] {
+                apply(&Guard { owned, ..guard() }).unwrap();
+                assert!(stands("meshnet-test").unwrap());
+            }
+            remove("meshnet-test").unwrap();
+            assert!(!stands("meshnet-test").unwrap());
+            remove("meshnet-test").unwrap();
+            let nowhere = Guard { device: "nowhere".into(), ..guard() };
+            assert_eq!(apply(&nowhere).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+            assert!(!stands("meshnet-test").unwrap(), "all or nothing");
+        };
+        lab::netns().run(apart).unwrap();
+    }
+}
