@@ -111,18 +111,8 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let punts = ring(&punted);
     let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
     let fdb = Arc::new(Fdb::default());
-    let begun = fast::start(
-        settings,
-        fast::Around {
-            me,
-            tap: devices.tap_name(),
-            mtu: devices.mtu(),
-            port: sockets.local_address().port(),
-            fdb: Arc::clone(&fdb),
-            tick: Arc::clone(&tick),
-        },
-    )
-    .await;
+    let port = sockets.local_address().port();
+    let begun = fast::start(settings, fast::Around::new(me, &devices, port, &fdb, &tick)).await;
     let plane = Dataplane::start(dataplane::Config {
         workers: settings.workers,
         tap: devices.take_tap(),
@@ -143,7 +133,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         inbox,
         transport: Arc::new(wire),
     })?;
-    let mut node = node_config(settings, secret, &state, &devices, sockets.local_address().port(), before)?;
+    let mut node = node_config(settings, secret, &state, &devices, port, before)?;
     (node.trust, node.fast_refused) = (begun.trust, begun.refused);
     let (shell, kept) = Shell::start(store, &state).context("the thread that writes addresses")?;
     greet(settings, secret, me, sockets.local_address());

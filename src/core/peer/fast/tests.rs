@@ -24,7 +24,7 @@ impl Bench {
     }
 
     fn tick(&mut self) {
-        self.now = self.now + Duration::from_millis(100);
+        self.now += Duration::from_millis(100);
         if self.hears {
             self.path.on_heard(self.now);
         }
