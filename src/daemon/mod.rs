@@ -126,13 +126,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     })
     .context("the worker threads")?;
     let wire = Wire { sockets: Arc::clone(&sockets), fib: Arc::clone(&fib), lane: lane_node(settings.workers) };
-    let (quic, links) = Quic::new(QuicConfig {
-        identity_seed: seed,
-        authority_seed: secret.authority_seed(&settings.cluster),
-        cluster: settings.cluster.clone(),
-        inbox,
-        transport: Arc::new(wire),
-    })?;
+    let (quic, links) = Quic::new(quic_config(settings, secret, seed, inbox, wire))?;
     let mut node = node_config(settings, secret, &state, &devices, port, before)?;
     (node.trust, node.fast_refused) = (begun.trust, begun.refused);
     let (shell, kept) = Shell::start(store, &state).context("the thread that writes addresses")?;
@@ -171,6 +165,16 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     finished(keeper.await);
     drop(tasks);
     peer::finish(end, &state, me)
+}
+
+fn quic_config(settings: &Settings, secret: &Secret, seed: [u8; 32], inbox: Arc<Inbox>, wire: Wire) -> QuicConfig {
+    QuicConfig {
+        identity_seed: seed,
+        authority_seed: secret.authority_seed(&settings.cluster),
+        cluster: settings.cluster.clone(),
+        inbox,
+        transport: Arc::new(wire),
+    }
 }
 
 fn finished(keeper: Result<(), tokio::task::JoinError>) {
