@@ -378,7 +378,11 @@ pub struct Trace {
     pub local: bool,
     pub hops: Vec<TraceHop>,
     pub mtu: u32,
+    /// Empty: in the clear.
     pub cipher: String,
+    /// Known unicast goes by the kernel's VXLAN, past the sealed path.
+    #[serde(default)]
+    pub fast: bool,
 }
 
 /// One peer on a path.

@@ -5,6 +5,7 @@
 use meshnet_proto::codec;
 use meshnet_proto::wire::control::{Control, Hello, LENGTH_BYTES, READS, Rekey, Routed, cipher};
 use meshnet_proto::wire::data::*;
+use meshnet_proto::wire::fast::{FastProbe, PROBE_FRAME_BYTES, Subnet, TRUST, Trust};
 use meshnet_proto::wire::ipam;
 use meshnet_proto::wire::record::{COST_LAST_RESORT, Record, RecordKey, RecordLink, SignedRecord, Version, flags};
 use meshnet_proto::{PeerId, ShortId, limits};
@@ -93,14 +94,24 @@ fn headers() {
     let probes = [
         ("probe-direct", Probe { token: C.0, sent_us: 0x1112_1314_1516_1718, path: 0 }),
         ("probe-relayed", Probe { token: u64::MAX, sent_us: 0, path: 1 }),
+        ("probe-fast", Probe { token: A.0, sent_us: 0, path: 2 }),
     ];
     for (name, value) in probes {
         check(name, Probe::parse(&vectors[name]) == Some(value), &value.emit());
     }
     let padded = [&probes[0].1.emit()[..], &[0; 16]].concat();
     check("probe-padded", Probe::parse(&vectors["probe-padded"]) == Some(probes[0].1), &padded);
+    let fast = FastProbe { from: SOURCE, token: A.0 };
+    for (name, length) in [("fast-probe", 0), ("fast-probe-padded", PROBE_FRAME_BYTES + 26)] {
+        check(name, FastProbe::parse(C, &vectors[name]) == Some(fast), &fast.emit(C, length));
+    }
     named.sort();
     assert!(named.iter().eq(vectors.keys()), "vectors that nothing looks at");
+}
+
+fn trust() -> Trust {
+    let subnet = |address: &str, prefix| Subnet { address: address.parse().unwrap(), prefix };
+    Trust { port: 6784, network: 0x12_3456, subnets: vec![subnet("10.1.0.0", 16), subnet("fd00::", 8)] }
 }
 
 fn messages() -> Vec<(&'static str, Control)> {
@@ -137,6 +148,7 @@ fn messages() -> Vec<(&'static str, Control)> {
     vec![
         ("hello", Control::Hello(hello)),
         ("hello-reads", Control::Hello(Hello { extensions: vec![(READS, vec![FRAGMENT])], ..bare.clone() })),
+        ("hello-trust", Control::Hello(Hello { extensions: vec![(TRUST, trust().emit())], ..bare.clone() })),
         ("hello-extensions", Control::Hello(bare)),
         ("records", Control::Records(vec![vec![1, 2, 3], Vec::new()])),
         ("digest", Control::Digest(0x0123_4567_89ab_cdef)),

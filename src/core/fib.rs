@@ -5,7 +5,7 @@
 
 pub mod owners;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -47,6 +47,23 @@ pub struct Fib {
     pub own_flood: Arc<OwnFlood>,
     /// Who owns which addresses; empty when none are managed.
     pub owners: Arc<Owners>,
+    /// Peers that may send in the clear to this machine and it to them, by ascending slot.
+    pub fast: Vec<FastPeer>,
+}
+
+/// A peer with which this one agrees that the network between them is trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FastPeer {
+    /// Who.
+    pub slot: PeerSlot,
+    /// The same.
+    pub id: PeerId,
+    /// Where it takes VXLAN, and sends it from.
+    pub address: Ipv4Addr,
+    /// Its UDP port.
+    pub port: u16,
+    /// The kernel's fast path to it is proven: known unicast goes there.
+    pub on: bool,
 }
 
 /// Owners of IPv4 addresses, compiled from the map. A station with address `a.b.c.d` of the range has MAC address `0a:58:a:b:c:d`.
@@ -213,6 +230,13 @@ impl Fib {
     #[inline]
     pub fn peer(&self, slot: PeerSlot) -> Option<&FibPeer> {
         self.peers.get(slot.0 as usize)?.as_ref()
+    }
+
+    /// The peer at `slot`, if the kernel's fast path to it is in use.
+    #[inline]
+    pub fn fast(&self, slot: PeerSlot) -> Option<&FastPeer> {
+        let at = self.fast.binary_search_by_key(&slot, |peer| peer.slot).ok()?;
+        self.fast.get(at).filter(|peer| peer.on)
     }
 
     /// The slot of a short id.

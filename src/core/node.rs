@@ -8,6 +8,7 @@
 
 mod config;
 mod discovery;
+mod fast;
 mod io;
 mod ipam;
 mod links;
@@ -214,6 +215,8 @@ impl Node {
             Input::Resolved { target, result } => self.dials.on_resolved(now, &target, result),
             Input::Probe { slot, from, relayed, plaintext } => self.on_probe(now, slot, from, relayed, &plaintext),
             Input::Roamed { slot, from } => self.on_roamed(now, slot, from),
+            Input::FastProbe(probe) => self.on_fast_probe(now, probe),
+            Input::FastUsed { slot, used } => self.on_fast_used(slot, used),
             Input::SessionWanted(slot) => self.on_session_wanted(now, slot),
             Input::Addresses(addresses) => self.on_addresses(addresses),
             Input::Mtu(mtu) => self.on_mtu(mtu),

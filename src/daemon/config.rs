@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use ipnet::IpNet;
 use meshnet_proto::limits;
+use meshnet_proto::wire::fast::SUBNETS_MAX;
 
 use crate::ctl::usage;
 pub use crate::telemetry::Format as LogFormat;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub expose: Option<Expose>,
     /// How frames travel.
     pub transport: Transport,
+    /// Underlay subnets in which frames may travel in the clear.
+    pub trusted_subnets: Vec<IpNet>,
     /// False: connect only to [`Settings::peers`].
     pub discovery: bool,
     /// Control links that this peer keeps.
@@ -101,6 +104,7 @@ impl Settings {
             ("ipam-init", self.ipam_init.to_string()),
             ("expose", or(self.expose.map(|expose| expose.to_string()), "none")),
             ("transport", format!("{:?}", self.transport).to_lowercase()),
+            ("trusted-subnet", list(self.trusted_subnets.iter().map(ToString::to_string).collect())),
             ("no-discovery", (!self.discovery).to_string()),
             ("max-links", self.max_links.to_string()),
             ("mtu", or(self.mtu.map(|mtu| mtu.to_string()), "auto")),
@@ -346,7 +350,6 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
     let listen = texts.one("listen", value::address_and_port)?.unwrap_or(LISTEN);
     let ipam_range = texts.one("ipam-range", value::range)?;
     let transport = texts.one("transport", |text| value::word(text, &TRANSPORTS))?.unwrap_or(Transport::Auto);
-    texts.many("trusted-subnet", trusted_subnet)?;
     let mut settings = Settings {
         name: match texts.one("name", value::name)? {
             Some(name) => name,
@@ -363,6 +366,7 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         ipam_init: texts.one("ipam-init", str::parse)?.unwrap_or(IpamInit::Auto),
         expose: texts.one("expose", expose)?.flatten(),
         transport,
+        trusted_subnets: trusted_subnets(&texts)?,
         discovery: !texts.switch("no-discovery")?,
         max_links: texts.one("max-links", |text| value::number(text, 1, limits::RECORD_LINKS_MAX))?.unwrap_or(128),
         mtu: texts.one("mtu", |text| value::auto_or(text, MTU_MIN, MTU_MAX))?.flatten(),
@@ -418,10 +422,13 @@ fn secret(texts: &Texts) -> Result<Option<PathBuf>, ConfigError> {
     }
 }
 
-/// Checked so that a mistake is named as such; then refused, because the sealed path is the only one there is.
-fn trusted_subnet(text: &str) -> Result<IpNet, String> {
-    value::network(text)?;
-    Err("frames in the clear are not available in this version; leave --trusted-subnet out".into())
+/// A hello tells as many.
+fn trusted_subnets(texts: &Texts) -> Result<Vec<IpNet>, ConfigError> {
+    let subnets = texts.many("trusted-subnet", value::network)?;
+    if subnets.len() > SUBNETS_MAX {
+        return Err(fail(2, format_args!("--trusted-subnet: {} are too many: at most {SUBNETS_MAX}", subnets.len())));
+    }
+    Ok(subnets)
 }
 
 fn expose(text: &str) -> Result<Option<Expose>, String> {

@@ -234,6 +234,11 @@ impl Devices {
         Arc::new(move || lost.notify_one())
     }
 
+    /// Name of the TAP.
+    pub fn tap_name(&self) -> String {
+        self.view.lock().device.tap.clone()
+    }
+
     /// MTU of the overlay.
     pub fn mtu(&self) -> u16 {
         u16::try_from(self.view.lock().device.mtu).unwrap_or(u16::MAX)

@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use super::addresses::{Addresses, Ask, choose};
 use super::backend::Request;
 use super::devices::{Devices, Notice};
+use super::fast::FastPath;
 use super::ipam::{End, Kept, Outcome, Shell};
 use super::report::Facts;
 use crate::dataplane::{Dataplane, PuntRing};
@@ -56,6 +57,8 @@ pub struct Driver {
     pub tick: Arc<AtomicU32>,
     /// Bridge, TAP, addresses.
     pub devices: Devices,
+    /// The kernel's fast path.
+    pub fast: FastPath,
     /// What is to be kept: the keeper task writes the newest.
     pub keep: watch::Sender<Option<meshnet_core::node::Saved>>,
     /// What never changes, for status and report.
@@ -90,6 +93,8 @@ pub struct Sources {
     pub requests: mpsc::Receiver<Request>,
     /// Of the devices.
     pub notices: mpsc::Receiver<Notice>,
+    /// Of the kernel's fast path.
+    pub fast: mpsc::Receiver<Input>,
     /// Of commands about addresses.
     pub asks: mpsc::Receiver<Ask>,
     /// Of the store.
@@ -121,6 +126,7 @@ impl Driver {
                 }
                 () = self.punted.notified() => self.take_punts(),
                 Some(request) = from.requests.recv() => self.answer(request),
+                Some(input) = from.fast.recv() => self.take(input),
                 Some(notice) = from.notices.recv() => self.on_notice(notice),
                 Some(ask) = from.asks.recv() => self.on_ask(ask),
                 Some(_) = self.errands.join_next() => {}
@@ -180,6 +186,10 @@ impl Driver {
         for _ in 0..BURST {
             let Some(punted) = self.punts.take() else { return };
             self.take(match punted {
+                Punted::Fast { slot, mac } => {
+                    self.fast.offer(slot, mac);
+                    continue;
+                }
                 Punted::Probe { slot, from, relayed, plaintext } => Input::Probe { slot, from, relayed, plaintext },
                 Punted::Roamed { slot, from } => Input::Roamed { slot, from },
                 Punted::SessionWanted(slot) => Input::SessionWanted(slot),
@@ -212,7 +222,9 @@ impl Driver {
                     debug!(%to, %error, "probe not sent");
                 }
             }
+            Output::FastProbe { slot, frame } => self.fast.probe(slot, frame),
             Output::Publish(fib) => {
+                self.fast.publish(&fib);
                 self.fib.store(Arc::clone(&fib));
                 self.plane.publish(fib);
             }
@@ -266,7 +278,10 @@ impl Driver {
     fn on_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Addresses(addresses) => self.take(Input::Addresses(addresses)),
-            Notice::Mtu(mtu) => self.take(Input::Mtu(mtu)),
+            Notice::Mtu(mtu) => {
+                self.fast.set_mtu(mtu);
+                self.take(Input::Mtu(mtu));
+            }
             Notice::Tap(tap) => self.plane.replace_tap(tap),
             Notice::Hosts(hosts) => self.take(Input::HostAddresses(hosts)),
         }
@@ -349,6 +364,7 @@ impl Driver {
         let now = self.now();
         self.node.stop(now);
         self.do_outputs();
+        self.fast.stop().await;
         self.quic.shutdown().await;
         self.plane.stop();
     }

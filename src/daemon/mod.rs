@@ -11,6 +11,7 @@ pub mod claims;
 pub mod config;
 pub mod devices;
 pub mod driver;
+pub mod fast;
 pub mod ipam;
 pub mod peer;
 pub mod report;
@@ -58,7 +59,7 @@ use peer::Peer;
 use report::Facts;
 use secret::Secret;
 use state::StateDir;
-use wire::{LinksThread, Received, Wire, by_link};
+use wire::{Carried, LinksThread, Received, Wire, by_link};
 
 /// Runs `meshd` to its end.
 pub fn main(
@@ -114,11 +115,14 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let frames = by_link(&sockets);
     let links_thread = LinksThread::start().context("the thread of the links")?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
+    let fdb = Arc::new(Fdb::default());
+    let port = sockets.local_address().port();
+    let begun = fast::start(settings, fast::Around::new(me, &devices, port, &fdb, &tick)).await;
     let plane = Dataplane::start(dataplane::Config {
         workers: settings.workers,
         tap: devices.take_tap(),
         sockets: Arc::clone(&sockets),
-        fdb: Arc::new(Fdb::default()),
+        fdb,
         fib: fib.load_full(),
         tick: Arc::clone(&tick),
         quic: hand_over(&inbox),
@@ -128,17 +132,10 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     })
     .context("the worker threads")?;
     let wire = Wire { sockets: Arc::clone(&sockets), fib: Arc::clone(&fib), lane: lane_node(settings.workers) };
-    let (quic, links) = Quic::new(QuicConfig {
-        identity_seed: seed,
-        authority_seed: secret.authority_seed(&settings.cluster),
-        cluster: settings.cluster.clone(),
-        inbox,
-        transport: Arc::new(wire),
-        sink: Arc::new(Received(received)),
-        frames,
-        runtime: links_thread.handle.clone(),
-    })?;
-    let node = node_config(settings, secret, &state, &devices, sockets.local_address().port(), before)?;
+    let carried = Carried { received, frames, runtime: links_thread.handle.clone() };
+    let (quic, links) = Quic::new(quic_config(settings, secret, seed, inbox, wire, carried))?;
+    let mut node = node_config(settings, secret, &state, &devices, port, before)?;
+    (node.trust, node.fast_refused) = (begun.trust, begun.refused);
     let (shell, kept) = Shell::start(store, &state).context("the thread that writes addresses")?;
     greet(settings, secret, me, sockets.local_address());
     let (keep, saved) = watch::channel(None);
@@ -158,6 +155,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         facts: Facts::new(settings, me, recent, devices.view()),
         neighbours: JoinSet::new(),
         devices,
+        fast: begun.path,
         keep,
         lookups: JoinSet::new(),
         waiting: Default::default(),
@@ -169,11 +167,31 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         addresses,
         errands,
     };
-    let end = driver.run(Sources { links, requests, notices, asks, kept }, stop).await;
+    let end = driver.run(Sources { links, requests, notices, fast: begun.inputs, asks, kept }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
     finished(keeper.await);
     drop((tasks, links_thread));
     peer::finish(end, &state, me)
+}
+
+fn quic_config(
+    settings: &Settings,
+    secret: &Secret,
+    seed: [u8; 32],
+    inbox: Arc<Inbox>,
+    wire: Wire,
+    carried: Carried,
+) -> QuicConfig {
+    QuicConfig {
+        identity_seed: seed,
+        authority_seed: secret.authority_seed(&settings.cluster),
+        cluster: settings.cluster.clone(),
+        inbox,
+        transport: Arc::new(wire),
+        sink: Arc::new(Received(carried.received)),
+        frames: carried.frames,
+        runtime: carried.runtime,
+    }
 }
 
 fn finished(keeper: Result<(), tokio::task::JoinError>) {

@@ -59,13 +59,13 @@ impl Driver {
     }
 
     fn data(&self) -> Data {
-        let totals = self.plane.counters();
+        let (totals, fast) = (self.plane.counters(), self.fast.traffic());
         let drops = DropReason::ALL.into_iter().zip(totals.drops).filter(|(_, count)| *count > 0);
         Data {
-            tx_frames: totals.tx_frames,
-            tx_bytes: totals.tx_bytes,
-            rx_frames: totals.rx_frames,
-            rx_bytes: totals.rx_bytes,
+            tx_frames: totals.tx_frames + fast.tx_frames,
+            tx_bytes: totals.tx_bytes + fast.tx_bytes,
+            rx_frames: totals.rx_frames + fast.rx_frames,
+            rx_bytes: totals.rx_bytes + fast.rx_bytes,
             relayed: totals.relayed,
             fragmented: totals.fragmented,
             reassembled: totals.reassembled,

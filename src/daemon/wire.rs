@@ -69,6 +69,16 @@ pub fn by_link(sockets: &UdpSockets) -> Arc<Frames> {
     frames
 }
 
+/// What links need to carry frames.
+pub struct Carried {
+    /// Where those go that come.
+    pub received: Arc<FrameInbox>,
+    /// The way of those that leave.
+    pub frames: Arc<Frames>,
+    /// Where the tasks of links run.
+    pub runtime: Handle,
+}
+
 /// The thread on which the links live. It ends when this is dropped, and with it what still runs there.
 pub struct LinksThread {
     /// To start tasks there.

@@ -43,6 +43,24 @@ pub(super) struct Link {
     pub floods_multicast: bool,
     pub multicast_router: bool,
     pub forwarding: bool,
+    /// Of a port: others of the kind are not reached from it; it learns.
+    pub isolated: bool,
+    pub learns: bool,
+    /// What passed it.
+    pub traffic: Traffic,
+}
+
+/// Frames and bytes that passed a device. A super-frame counts once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
 }
 
 /// What it is, as far as it matters here.
@@ -94,7 +112,11 @@ pub(super) struct Route {
 impl Netlink {
     /// All that a request for a list brings. The kernel makes one list for a socket at a time (EBUSY), so each waits for its turn; and each is read to its
     /// end, even if nobody waits for it any more.
-    async fn list<M, S>(&self, doing: &str, ask: impl FnOnce() -> S + Send + 'static) -> Result<Vec<M>, Error>
+    pub(super) async fn list<M, S>(
+        &self,
+        doing: &str,
+        ask: impl FnOnce() -> S + Send + 'static,
+    ) -> Result<Vec<M>, Error>
     where
         M: Send + 'static,
         S: Stream<Item = Result<M, rtnetlink::Error>> + Send + 'static,
@@ -258,7 +280,7 @@ impl Netlink {
     }
 }
 
-fn said(doing: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+pub(super) fn said(doing: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
     let doing = doing.into();
     move |error| match error {
         rtnetlink::Error::NetlinkError(message) => Error::io(doing, message.to_io()),
@@ -286,6 +308,14 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Link(index) => link.below = Some(index),
             LinkAttribute::TxQueueLen(length) => link.txqueuelen = length,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Stats64(stats) => {
+                link.traffic = Traffic {
+                    tx_frames: stats.tx_packets,
+                    tx_bytes: stats.tx_bytes,
+                    rx_frames: stats.rx_packets,
+                    rx_bytes: stats.rx_bytes,
+                };
+            }
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link_info(&mut link, info)),
             LinkAttribute::AfSpecUnspec(families) => {
                 let none = |spec: &AfSpecInet6| *spec == AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
@@ -319,6 +349,8 @@ fn link_info(link: &mut Link, info: LinkInfo) {
             for setting in settings {
                 match setting {
                     InfoBridgePort::State(state) => link.forwarding = state == BridgePortState::Forwarding,
+                    InfoBridgePort::Isolated(on) => link.isolated = on,
+                    InfoBridgePort::Learning(on) => link.learns = on,
                     InfoBridgePort::MulticastFlood(on) => link.floods_multicast = on,
                     InfoBridgePort::MulticastRouter(kind) => {
                         link.multicast_router = kind == BridgeMulticastRouterType::Permanent
@@ -377,7 +409,7 @@ fn route(message: &RouteMessage) -> Option<Route> {
     Some(Route { net: IpNet::new(ip, message.header.destination_prefix_length).ok()?, index, mtu })
 }
 
-fn mac(bytes: &[u8]) -> Option<Mac> {
+pub(super) fn mac(bytes: &[u8]) -> Option<Mac> {
     bytes.try_into().ok().map(Mac)
 }
 

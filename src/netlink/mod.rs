@@ -7,7 +7,7 @@
 //! ```
 //! [`Netlink`] is the door: [`Netlink::ensure`] (bridge and TAP), [`Netlink::underlay`] (own addresses and MTU), [`Netlink::attach`] and
 //! [`Netlink::detach`] (containers), [`Netlink::expose`] and [`Netlink::hide`] (the host's address), [`Netlink::neighbour`],
-//! [`Netlink::taken`] (addresses that somebody on the bridge has), [`watch::Watch`].
+//! [`Netlink::taken`] (addresses that somebody on the bridge has), [`vxlan`] and [`nft`] (the kernel's fast path and its guard), [`watch::Watch`].
 //!
 //! May use `sys`. Deliberately lacks: making the TAP (room `tap`; a missing one is told as [`Change::TapMissing`]), firewall rules, any memory of
 //! its own: what it knows of earlier runs is written on the devices.
@@ -23,9 +23,11 @@ pub mod attach;
 pub mod bridge;
 pub mod expose;
 mod kernel;
+pub mod nft;
 mod probe;
 mod rejoin;
 pub mod underlay;
+pub mod vxlan;
 pub mod watch;
 
 #[cfg(test)]
@@ -69,6 +71,14 @@ pub enum Error {
     /// The name of the TAP is in use.
     #[error("the interface {name} exists and is a {kind}, not a TAP: remove it")]
     NotATap {
+        /// The interface.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
+    /// The name of the device of the fast path is in use.
+    #[error("the interface {name} exists and is a {kind} that meshd did not make: remove or rename it")]
+    NotOurs {
         /// The interface.
         name: String,
         /// What it is.

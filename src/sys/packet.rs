@@ -1,7 +1,10 @@
 //! Packet sockets (packet(7)): frames out of an interface and into one, past the IP stack.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Sends a whole Ethernet frame out of the interface of this number, in the network namespace of the calling thread. Needs CAP_NET_RAW.
 pub fn send_frame(index: u32, frame: &[u8]) -> io::Result<()> {
@@ -25,6 +28,12 @@ impl PacketSocket {
         if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(PacketSocket { socket, to }) }
     }
 
+    /// The same, to be waited for on the tokio runtime of the calling thread.
+    pub fn watched(self) -> io::Result<AsyncFd<PacketSocket>> {
+        // SAFETY: the socket owns its descriptor, always gives out the same one, and closes it only when dropped, which is after the registration ends.
+        Ok(unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }?)
+    }
+
     /// Sends a frame.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         send(self.socket.as_fd(), &self.to, frame)
@@ -33,6 +42,12 @@ impl PacketSocket {
     /// Receives one; longer ones are cut.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::net::recv(&self.socket, buffer, rustix::net::RecvFlags::DONTWAIT)?.0)
+    }
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Throughput and latency of sealed frames, as ratios to kernel VXLAN (unsealed) on the same hosts in the same run.
+//! Throughput and latency of frames, sealed and by the kernel's fast path, as ratios to kernel VXLAN (unsealed) on the same hosts in the same run.
 //!
 //! ```text
 //!   pod p1 ─ bridge ─ h1 ══ veth, MTU 1500 ══ h2 ─ bridge ─ pod p2
@@ -38,11 +38,16 @@ fn main() -> ExitCode {
         };
     }
     let lab = Lab::new().expect("lab");
-    let mut rows: Vec<(&str, Vec<Figures>)> = vec![("kernel VXLAN", Vec::new()), ("meshd, sealed UDP", Vec::new())];
+    let mut rows: Vec<(&str, Vec<Figures>)> =
+        ["kernel VXLAN", "meshd, sealed UDP", "meshd, fast path"].map(|name| (name, Vec::new())).into();
     for round in 0..rounds {
         for (at, (name, figures)) in rows.iter_mut().enumerate() {
             let stage = Stage::new(&lab, &format!("{round}{at}"), &offload, udp);
-            let found = if at == 0 { stage.vxlan() } else { stage.meshd(&lab) };
+            let found = match at {
+                0 => stage.vxlan(),
+                1 => stage.meshd(&lab, &[]),
+                _ => stage.meshd(&lab, &["--trusted-subnet", "192.168.77.0/24"]),
+            };
             eprintln!("round {} {name}: {found:?}", round + 1);
             figures.push(found);
             stage.clear();
@@ -155,16 +160,22 @@ impl Stage {
         self.measure(&[])
     }
 
-    fn meshd(&self, lab: &Lab) -> Figures {
+    fn meshd(&self, lab: &Lab, arguments: &[&str]) -> Figures {
         let peers: Vec<Meshd> = self
             .hosts
             .iter()
             .enumerate()
-            .map(|(at, host)| lab.meshd(host, &["--peer", &format!("192.168.77.{}", 2 - at)]))
+            .map(|(at, host)| lab.meshd(host, &[&["--peer", &format!("192.168.77.{}", 2 - at)], arguments].concat()))
             .collect();
         for (at, (peer, pod)) in peers.iter().zip(&self.pods).enumerate() {
             peer.await_peers(2, Duration::from_secs(10));
             peer.ctl(&["attach", &pod.name, &format!("10.32.0.{}/12", at + 1)]);
+        }
+        if !arguments.is_empty() {
+            let limit = Duration::from_secs(10);
+            peers.iter().for_each(|peer| {
+                peer.await_status("by vxlan", limit, |status| status["links"][0]["transport"] == "vxlan");
+            });
         }
         let pids: Vec<u32> = peers.iter().map(Meshd::pid).collect();
         let figures = self.measure(&pids);

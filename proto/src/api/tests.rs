@@ -240,6 +240,7 @@ fn commands_and_replies() {
         hops: vec![hop],
         mtu: 1310,
         cipher: String::new(),
+        fast: false,
     };
     let lease =
         Lease { id: "web".into(), address: "10.32.0.5".into(), subnet: "10.32.0.0/12".into(), unconfirmed: false };

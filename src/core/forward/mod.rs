@@ -85,6 +85,13 @@ pub enum Punted {
     },
     /// See [`crate::node::Input::SessionWanted`].
     SessionWanted(PeerSlot),
+    /// A frame for this MAC address, which is at this peer, took the sealed path though the kernel's fast path is in use.
+    Fast {
+        /// Who.
+        slot: PeerSlot,
+        /// Of the destination.
+        mac: Mac,
+    },
 }
 
 /// What to do with a datagram that came in. Ranges are into the buffer that was given.
@@ -141,6 +148,8 @@ pub struct Forwarder {
     told: Told,
     /// The last peer that a session was wanted with, and when: asked once a tick.
     wanted: Option<(PeerSlot, u32)>,
+    /// Addresses that the kernel's fast path was to be told of lately, and when: each once a tick.
+    fast: [(Mac, u32); FAST_TOLD],
     /// The last peer seen at another address, and when: told once a tick.
     roamed: Option<(PeerSlot, SocketAddr, u32)>,
 }
@@ -158,6 +167,7 @@ impl Forwarder {
             answer: Box::new([0; too_big::ANSWER_MAX_BYTES]),
             told: Told::default(),
             wanted: None,
+            fast: [(Mac([0; 6]), u32::MAX); FAST_TOLD],
             roamed: None,
         }
     }
@@ -187,6 +197,17 @@ impl Forwarder {
         }
     }
 
+    /// Has the kernel take over the frames to an address, once a tick for each: should the ring be full, the next tick will do.
+    #[cold]
+    fn offer_fast(&mut self, slot: PeerSlot, mac: Mac, tick: u32, punt: &mut impl Punt) {
+        let [.., low] = mac.0;
+        let Some(told) = self.fast.get_mut(usize::from(low) % FAST_TOLD) else { return };
+        if *told != (mac, tick) {
+            *told = (mac, tick);
+            punt.punt(Punted::Fast { slot, mac });
+        }
+    }
+
     /// Asks for a session; at most once a tick for the same peer in turn.
     fn want_session(&mut self, slot: PeerSlot, tick: u32, punt: &mut impl Punt) {
         if self.wanted != Some((slot, tick)) {
@@ -204,3 +225,5 @@ fn addresses(frame: &[u8]) -> Option<(Mac, Mac)> {
 }
 
 const ETHERNET_BYTES: usize = 14;
+/// More than the busy addresses of most machines; two that share a place are told of a little more often.
+const FAST_TOLD: usize = 64;

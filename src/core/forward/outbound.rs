@@ -183,7 +183,13 @@ impl Forwarder {
             Some((_, fib::Owner::Nobody)) | None => self.fdb.lookup(&mut self.cache, destination, tick),
         };
         match owner {
-            Some(Owner::Peer(slot)) => self.unicast(fib, slot, tick, &cut, out, punt),
+            Some(Owner::Peer(slot)) => {
+                let told = self.unicast(fib, slot, tick, &cut, out, punt)?;
+                if fib.fast(slot).is_some() {
+                    self.offer_fast(slot, destination, tick, punt);
+                }
+                Ok(told)
+            }
             Some(Owner::Local) => Err(DropReason::Local),
             None => self.flood(fib, &cut, out).map(|()| 0),
         }

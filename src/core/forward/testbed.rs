@@ -177,6 +177,7 @@ fn fib(i: usize, count: usize, cipher: Cipher) -> Fib {
         sessions,
         own_flood: Arc::default(),
         owners: Arc::default(),
+        fast: Vec::new(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use meshnet_proto::wire::fast::Trust;
+
 use crate::identity::{Identity, Verifier, Verify};
 use crate::node::Saved;
 use crate::peer::path::Timing;
@@ -53,6 +55,10 @@ pub struct Config {
     pub relay: bool,
     /// The check of signatures.
     pub verify: Arc<dyn Verify>,
+    /// Underlay subnets within which frames may travel in the clear, and where this peer takes them.
+    pub trust: Option<Trust>,
+    /// Why it takes none although the operator wants it.
+    pub fast_refused: Option<String>,
     /// Addresses to manage; none: not at all.
     pub ipam: Option<crate::ipam::Config>,
     /// What [`crate::ipam::Output::Keep`] left on disk, key by key.
@@ -84,6 +90,8 @@ impl Config {
             seed: [0; 32],
             relay: true,
             verify: Arc::new(Verifier),
+            trust: None,
+            fast_refused: None,
             ipam: None,
             ipam_kept: Vec::new(),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshnet_proto::wire::control::CloseReason;
+use meshnet_proto::wire::fast::FastProbe;
 use meshnet_proto::{Mac, PeerId};
 
 use crate::fib::{Fib, PeerSlot};
@@ -96,6 +97,15 @@ pub enum Input {
         /// The new address.
         from: SocketAddr,
     },
+    /// A probe came by the kernel's fast path, from whoever it says.
+    FastProbe(FastProbe),
+    /// The kernel's fast path to this peer carries frames, or none any more.
+    FastUsed {
+        /// Who.
+        slot: PeerSlot,
+        /// Whether.
+        used: bool,
+    },
     /// The frame path wants a session with this peer and has none.
     SessionWanted(PeerSlot),
     /// The underlay addresses of this machine, most useful first.
@@ -179,6 +189,13 @@ pub enum Output {
         to: SocketAddr,
         /// All of it.
         bytes: Vec<u8>,
+    },
+    /// Send this frame out of the VXLAN device: a probe of the kernel's fast path.
+    FastProbe {
+        /// To whom.
+        slot: PeerSlot,
+        /// The whole frame.
+        frame: Vec<u8>,
     },
     /// The frame path shall use this from now on.
     Publish(Arc<Fib>),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meshnet_proto::PeerId;
 use meshnet_proto::limits;
-use meshnet_proto::wire::control::{CloseReason, Control, Hello, PROTOCOL_VERSION, READS, Rekey};
+use meshnet_proto::wire::control::{CloseReason, Control, Hello, PROTOCOL_VERSION, Rekey};
 use meshnet_proto::wire::data::FRAGMENT;
 use rand::Rng;
 
@@ -65,7 +65,7 @@ impl Node {
             control,
             ciphers: self.config.ciphers.iter().map(|cipher| cipher.number()).collect(),
             max_links: self.config.max_links.try_into().unwrap_or(u16::MAX),
-            extensions: vec![(READS, vec![FRAGMENT])],
+            extensions: self.extensions(),
         };
         self.send(id, &Control::Hello(hello));
     }
@@ -197,6 +197,7 @@ impl Node {
             state.seen = Some(now);
         }
         self.note_known(peer);
+        self.note_trust(id, peer);
         let to = self.led_by(now, peer, id, remote);
         self.with_path(now, peer, |path, at, out| path.on_link_up(at, to, out));
     }

@@ -9,6 +9,7 @@ use meshnet_proto::wire::data::{
     INNER_BYTES, Inner, InnerKind, OUTER_BYTES, PROBE_BYTES, Probe, Relay, Route, TAG_BYTES,
 };
 
+use super::fast::PATH_FAST;
 use super::peers::Peer;
 use super::{Level, Node, Output, Ping};
 use crate::fib::{Path, PeerSlot};
@@ -55,6 +56,7 @@ impl Node {
             if all {
                 self.tick_transport(now, slot);
                 self.tick_sizes(now, slot);
+                self.tick_fast(now, slot);
             }
         }
     }
@@ -162,6 +164,7 @@ impl Node {
                 let to = (!relayed).then_some(from);
                 self.seal_and_send(slot, InnerKind::ProbeReply, probe, to, 0);
             }
+            InnerKind::ProbeReply if probe.path == PATH_FAST => self.on_fast_answer(now, slot, probe.token),
             InnerKind::ProbeReply => {
                 let mut answer = Answer::Unknown;
                 self.with_path(now, id, |path, at, out| answer = path.on_reply(at, probe.token, out));

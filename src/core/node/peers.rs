@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use meshnet_proto::wire::fast::Trust;
 use meshnet_proto::{PeerId, limits};
 
 use super::mtu::Sizes;
 use super::{Node, Output};
 use crate::fib::{PeerSlot, StormBudget, Traffic};
+use crate::peer::fast::FastPath;
 use crate::peer::path::{PeerPath, Sample, Timing};
 use crate::peer::transport::{By, Policy, Transport};
 use crate::session::ReplayWindow;
@@ -23,6 +25,16 @@ pub(super) struct Peer {
     pub path: PeerPath,
     pub transport: Transport,
     pub sizes: Sizes,
+    /// VXLAN to it, when both ends trust the network.
+    pub fast: FastPath,
+    /// What its hello said of that.
+    pub trust: Option<Trust>,
+    /// Both ends trust the network.
+    pub fast_agreed: bool,
+    /// Frames take it.
+    pub fast_used: bool,
+    /// Probes in VXLAN that were answered since the last tick.
+    pub fast_answers: u8,
     pub traffic: Arc<Traffic>,
     pub flood_window: Arc<ReplayWindow>,
     pub storm: Arc<StormBudget>,
@@ -69,6 +81,11 @@ impl Peer {
             path: PeerPath::new(timing, me < id, seed ^ id.short().0),
             transport: Transport::new(transport, seed.rotate_left(16) ^ id.short().0),
             sizes: Sizes::new(seed.rotate_left(32) ^ id.short().0),
+            fast: FastPath::new(seed.rotate_left(16) ^ id.short().0),
+            trust: None,
+            fast_agreed: false,
+            fast_used: false,
+            fast_answers: 0,
             traffic: Arc::default(),
             flood_window: Arc::default(),
             storm: Arc::default(),

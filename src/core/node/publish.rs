@@ -161,6 +161,7 @@ impl Node {
             underlay_port: self.config.port,
             own_flood: self.publisher.own_flood.clone(),
             owners: self.publisher.owners.clone(),
+            fast: self.fast_peers(),
         }
     }
 

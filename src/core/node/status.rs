@@ -32,7 +32,7 @@ impl Node {
         // Of two that crossed, the one in use: the other is about to be closed.
         let in_use = |link: &&Link| self.links.current(link.peer, false).is_some_and(|current| current.id == link.id);
         let up = self.links.iter().filter(|link| link.phase == Phase::Up && !link.relayed()).filter(in_use);
-        let mut links: Vec<api::Link> = up.map(|link| self.status_link(link)).collect();
+        let mut links: Vec<api::Link> = up.map(|link| self.status_link(now, link)).collect();
         for standing in self.dials.standings(now) {
             let shown = match standing.errand {
                 Errand::Target(_) => true,
@@ -61,27 +61,34 @@ impl Node {
         links
     }
 
-    fn status_link(&self, link: &Link) -> api::Link {
+    fn status_link(&self, now: Time, link: &Link) -> api::Link {
         let peer = self.peers.of(&link.peer);
-        let session = peer.and_then(|peer| self.peers.slot(&peer.id)).and_then(|slot| self.sessions.of(slot));
+        let slot = self.peers.slot(&link.peer);
+        let session = slot.and_then(|slot| self.sessions.of(slot));
+        let fast = slot.zip(peer).is_some_and(|(slot, peer)| self.is_fast(slot, peer));
+        let sealed = slot.zip(peer).and_then(|(slot, peer)| self.fast_reason(now, slot, peer));
         let silent = peer.is_some_and(|peer| peer.path.usable().is_none());
         api::Link {
             peer: Some(link.peer),
             name: self.name_of(link),
             address: peer.and_then(|peer| self.underlay_of(peer)).unwrap_or(link.remote).to_string(),
             state: LinkState::Established,
-            transport: peer.map_or("udp", transport_name).into(),
-            encrypted: true,
+            transport: if fast { "vxlan" } else { peer.map_or("udp", transport_name) }.into(),
+            encrypted: !fast,
             mtu: peer.map_or(0, |peer| self.packet_max(peer)),
             rtt_ms: peer.map_or(0.0, rtt_ms),
             outbound: link.outbound(),
             reason: if silent {
                 Some("nothing comes back on the direct path: frames take another".to_owned())
             } else {
-                peer.filter(|peer| peer.transport.fell_back()).map(|_| FELL_BACK.to_owned())
+                peer.filter(|peer| peer.transport.fell_back()).map(|_| FELL_BACK.to_owned()).or(sealed)
             },
             retry_s: None,
-            cipher: session.map(|held| cipher_name(held.session.cipher)).unwrap_or_default().to_owned(),
+            cipher: session
+                .filter(|_| !fast)
+                .map(|held| cipher_name(held.session.cipher))
+                .unwrap_or_default()
+                .to_owned(),
         }
     }
 
@@ -187,13 +194,20 @@ impl Node {
             hops: Vec::new(),
             mtu: u32::from(self.config.mtu),
             cipher: String::new(),
+            fast: false,
         };
         if trace.local {
             return Ok(trace);
         }
         let slot = self.peers.slot(&id).ok_or_else(|| format!("{who} is not known yet"))?;
-        trace.cipher =
-            self.sessions.of(slot).map(|held| cipher_name(held.session.cipher)).unwrap_or_default().to_owned();
+        trace.fast = self.peers.get(slot).is_some_and(|peer| self.is_fast(slot, peer));
+        trace.cipher = self
+            .sessions
+            .of(slot)
+            .filter(|_| !trace.fast)
+            .map(|held| cipher_name(held.session.cipher))
+            .unwrap_or_default()
+            .to_owned();
         let hops: Vec<PeerId> = match self.path_to(slot) {
             Path::None => return Err(format!("{who} cannot be reached")),
             Path::Direct(_) => vec![id],

@@ -1,11 +1,13 @@
 //! Other peers: whom to dial, the links that come of it, and which path frames take.
 //!
 //! ```text
-//!            targets (dials, back-off) ──▶ link (hello, checks, duplicates) ──▶ path (probes, fail-over, return), mtu (its size), transport (UDP or QUIC)
+//!            targets (dials, back-off) ──▶ link (hello, checks, duplicates) ──▶ path (probes, fail-over, return), mtu (its size), transport (UDP or QUIC),
+//!                                                                                fast (VXLAN beside it)
 //! ```
 //! Each file is one machine that is told the time and what happened and answers with what is to be done; none knows the others, the node ties them
 //! together. May use: proto, `session`, `fib` (marks of traffic). Deliberately lacks: topology, gossip, routes, bytes of datagrams.
 
+pub mod fast;
 pub mod link;
 pub mod mtu;
 pub mod path;

@@ -355,6 +355,8 @@ impl Sim {
             Output::Send { link, bytes } => self.on_send(host, link, bytes),
             Output::Close { link, reason } => self.on_close(host, link, reason),
             Output::Datagram { to, bytes } => self.transmit(host, to, bytes),
+            // No kernel here: VXLAN never passes.
+            Output::FastProbe { .. } => {}
             Output::Publish(fib) => self.hosts[host].publish(fib),
             Output::FlushMacs(slot) => self.hosts[host].forwarder.fdb.flush(slot),
             Output::Persist(saved) => self.hosts[host].saved = saved,

@@ -154,8 +154,11 @@ pub fn trace(style: Style, trace: &Trace) -> String {
     let titles =
         [figures("HOP"), words("PEER", NAME), words("ID", 8), words("ADDRESS", 48), figures("RTT"), words("NOTE", 12)];
     text.push_str(&columns(style, &titles, &rows, 0, WIDE));
-    let cipher =
-        if trace.cipher.is_empty() { "in the clear".into() } else { format!("sealed with {}", clean(&trace.cipher)) };
+    let cipher = match (trace.fast, trace.cipher.is_empty()) {
+        (true, _) => "by vxlan, in the clear".into(),
+        (false, true) => "in the clear".into(),
+        (false, false) => format!("sealed with {}", clean(&trace.cipher)),
+    };
     let _ = writeln!(text, "mtu {}, {cipher}", trace.mtu);
     text
 }

@@ -113,7 +113,11 @@ pub const FLAGS: [Flag; 26] = [
     one("ipam-init", "HOW", "auto", "How the first split is agreed: auto, seed=NAME,…, consensus=N or observer"),
     one("expose", "auto|CIDR|none", "none", "Give the host itself an address on the bridge; auto: one of the range"),
     one("transport", "auto|udp|quic", "auto", "How frames travel: sealed UDP, QUIC datagrams, or UDP while it passes"),
-    many("trusted-subnet", "CIDR", "Underlay subnets in which frames may travel in the clear"),
+    many(
+        "trusted-subnet",
+        "CIDR",
+        "Underlay subnets in which frames may travel in the clear, when both ends name them",
+    ),
     switch("no-discovery", "Connect only to --peer"),
     one("max-links", "N", "128", "Control links that this peer keeps"),
     one("mtu", "auto|N", "auto", "MTU of the overlay"),

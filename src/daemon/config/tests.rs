@@ -108,7 +108,6 @@ fn each_wrong_value_gives_one_line_that_names_it() {
         (&["--expose", "some"], "--expose"),
         (&["--expose", "auto", "--ipam-range", "none"], "--expose: it needs an --ipam-range"),
         (&["--transport", "tcp"], "--transport: one of auto, udp, quic is wanted"),
-        (&["--trusted-subnet", "10.0.0.0/8"], "--trusted-subnet: frames in the clear are not available"),
         (&["--trusted-subnet", "10.0.0.1/8"], "--trusted-subnet: a network is wanted, such as 10.0.0.0/8"),
         (&["--max-links", "0"], "--max-links: a number from 1 to 1024"),
         (&["--mtu", "575"], "--mtu: auto, or a number from 576 to 65345"),

@@ -447,6 +447,36 @@ fn arp_of_a_group_is_not_answered() {
 }
 
 #[test]
+fn the_kernel_is_offered_an_address_once_a_tick_while_the_fast_path_is_on() {
+    let (mut bed, mut ends) = bed(3);
+    for n in 1..4 {
+        knows(&mut bed, 0, 1, n);
+    }
+    knows(&mut bed, 0, 2, 1);
+    let fast = |on| {
+        let address = std::net::Ipv4Addr::new(192, 0, 2, 1);
+        vec![fib::FastPeer { slot: PeerSlot(1), id: peer_id(1), address, port: 6784, on }]
+    };
+    let mut offered = |fast: Vec<fib::FastPeer>, tick: u32, to: &[Mac]| {
+        bed.fibs[0].fast = fast;
+        ends.tick = tick;
+        for to in to {
+            bed.outbound(0, &Offload::default(), &frame(*to, mac_of(77), b"x"), &mut ends);
+        }
+        std::mem::take(&mut ends.punts.all)
+    };
+    let offer = |n| Punted::Fast { slot: PeerSlot(1), mac: mac(1, n) };
+    let all = [mac(1, 1), mac(1, 2), mac(1, 1), mac(1, 2), mac(2, 1)];
+    assert_eq!(offered(vec![], 5, &all), []);
+    assert_eq!(offered(fast(false), 5, &all), [], "agreed, not proven");
+    assert_eq!(offered(fast(true), 5, &all), [offer(1), offer(2)]);
+    assert_eq!(offered(fast(true), 5, &all), [], "told");
+    assert_eq!(offered(fast(true), 6, &all), [offer(1), offer(2)], "should it have been lost");
+    // Broadcast and unknown addresses are never offered.
+    assert_eq!(offered(fast(true), 7, &[Mac([0xff; 6]), mac(1, 9)]), []);
+}
+
+#[test]
 fn own_storms_end_at_the_budget() {
     let (mut bed, mut ends) = bed(2);
     let bytes = frame(Mac([0xff; 6]), mac(0, 1), b"x");
