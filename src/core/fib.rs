@@ -253,6 +253,17 @@ impl Fib {
     }
 }
 
+/// Whether this address stands for the QUIC datagrams of a link: see [`crate::peer::link_address`].
+#[inline]
+pub fn is_link(address: SocketAddr) -> bool {
+    let SocketAddr::V6(v6) = address else { return false };
+    v6.port() == LINK_PORT && v6.ip().segments().starts_with(&LINK_PREFIX)
+}
+
+/// First half of the addresses that stand for links: "meshn" behind the prefix for unique local addresses (RFC 4193), and a one.
+pub const LINK_PREFIX: [u16; 4] = [0xfd6d, 0x6573, 0x686e, 1];
+/// The port of every such address.
+pub const LINK_PORT: u16 = 2;
 /// UDP payload that every path takes: a packet of 1,280 bytes over IPv6.
 pub const DATAGRAM_BASE: usize = 1_232;
 /// Flooded frames that one origin may send in a burst: a few seconds of ARP and discovery on a busy bridge.

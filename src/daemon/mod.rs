@@ -45,7 +45,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::dataplane::{self, Dataplane, FrameInbox, PuntRing, QuicInbox};
+use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
 use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address, virtual_peer};
 use crate::udp::UdpSockets;
 use crate::{api, telemetry};
@@ -59,7 +59,7 @@ use peer::Peer;
 use report::Facts;
 use secret::Secret;
 use state::StateDir;
-use wire::{Carried, LinksThread, Received, Wire, by_link};
+use wire::{Carried, Received, Wire, carry};
 
 /// Runs `meshd` to its end.
 pub fn main(
@@ -111,9 +111,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
 
     let (inbox, punted, tick) = (Arc::new(Inbox::new()), Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
     let punts = ring(&punted);
-    let received = Arc::new(FrameInbox::default());
-    let frames = by_link(&sockets);
-    let links_thread = LinksThread::start().context("the thread of the links")?;
+    let (carried, links_thread) = carry(&sockets).context("the thread of the links")?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::default()));
     let fdb = Arc::new(Fdb::default());
     let port = sockets.local_address().port();
@@ -126,13 +124,12 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         fib: fib.load_full(),
         tick: Arc::clone(&tick),
         quic: hand_over(&inbox),
-        frames: Arc::clone(&received),
+        frames: Arc::clone(&carried.received),
         punts: Arc::clone(&punts),
         on_tap_lost: devices.tap_lost(),
     })
     .context("the worker threads")?;
     let wire = Wire { sockets: Arc::clone(&sockets), fib: Arc::clone(&fib), lane: lane_node(settings.workers) };
-    let carried = Carried { received, frames, runtime: links_thread.handle.clone() };
     let (quic, links) = Quic::new(quic_config(settings, secret, seed, inbox, wire, carried))?;
     let mut node = node_config(settings, secret, &state, &devices, port, before)?;
     (node.trust, node.fast_refused) = (begun.trust, begun.refused);

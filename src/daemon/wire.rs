@@ -61,14 +61,6 @@ impl FrameSink for Received {
     }
 }
 
-/// Lets the sockets' users send on links too.
-pub fn by_link(sockets: &UdpSockets) -> Arc<Frames> {
-    let frames = Arc::new(Frames::default());
-    let carried = Arc::clone(&frames);
-    sockets.set_carrier(Carrier(Box::new(move |to, bytes, segment| carried.send(to, bytes, segment))));
-    frames
-}
-
 /// What links need to carry frames.
 pub struct Carried {
     /// Where those go that come.
@@ -81,23 +73,21 @@ pub struct Carried {
 
 /// The thread on which the links live. It ends when this is dropped, and with it what still runs there.
 pub struct LinksThread {
-    /// To start tasks there.
-    pub handle: Handle,
     _stop: oneshot::Sender<()>,
 }
 
-impl LinksThread {
-    /// Starts it.
-    pub fn start() -> io::Result<LinksThread> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel::<()>();
-        std::thread::Builder::new().name("mesh-links".into()).stack_size(STACK_BYTES).spawn(move || {
-            // An error means that the other end is dropped, which is the sign to stop.
-            let _ = runtime.block_on(stopped);
-        })?;
-        Ok(LinksThread { handle, _stop: stop })
-    }
+/// Starts that thread, and lets the sockets' users send on links too.
+pub fn carry(sockets: &UdpSockets) -> io::Result<(Carried, LinksThread)> {
+    let executor = Builder::new_current_thread().enable_all().build()?;
+    let (frames, runtime) = (Arc::new(Frames::default()), executor.handle().clone());
+    let carried = Arc::clone(&frames);
+    sockets.set_carrier(Carrier(Box::new(move |to, bytes, segment| carried.send(to, bytes, segment))));
+    let (stop, stopped) = oneshot::channel::<()>();
+    std::thread::Builder::new().name("mesh-links".into()).stack_size(STACK_BYTES).spawn(move || {
+        // An error means that the other end is dropped, which is the sign to stop.
+        let _ = executor.block_on(stopped);
+    })?;
+    Ok((Carried { received: Arc::default(), frames, runtime }, LinksThread { _stop: stop }))
 }
 
 /// Stack of the thread: handshakes are what goes deepest, some tens of KiB.

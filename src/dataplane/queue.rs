@@ -1,7 +1,8 @@
 //! Keeps the queue before a thread short, so that a ping beside a bulk transfer does not wait behind megabytes of it.
 //!
 //! ```text
-//! backlog of the socket ÷ rate of the thread = wait.  Longer than 1 ms for 10 ms on end: one datagram of a train is dropped, then ever more often, until it is short.
+//! backlog of the socket ÷ rate of the thread = wait.  Longer than 1 ms for 10 ms on end:
+//! one datagram of a train is dropped, then ever more often, until it is short.
 //! ```
 //! CoDel (RFC 8289), with the backlog in place of times of arrival, as the kernel tells none for free. Who sends trains is a bulk flow, and slows down when it
 //! misses a segment; datagrams that come alone are never dropped. Told once a batch, not once a frame; while the queue runs empty between batches nothing is

@@ -4,8 +4,8 @@
 //! workers ─▶ Frames::send ─▶ queue of the link (bounded) ─▶ link task ─▶ quinn ⇒ network ⇒ quinn ─▶ link task ─▶ FrameSink ─▶ a worker
 //!                            full: the run is lost, counted                                                      full: lost, counted
 //! ```
-//! What is lost is not repeated: those who talk through the tunnel do that. For the same reason the tunnel does not slow down by itself ([`Steady`]): as sealed UDP
-//! it leaves that to the flows in it, which would else be governed twice.
+//! What is lost is not repeated: those who talk through the tunnel do that. For the same reason the tunnel does not slow down by itself ([`Steady`]): as
+//! sealed UDP it leaves that to the flows in it, which would else be governed twice.
 
 use std::any::Any;
 use std::io;

@@ -29,8 +29,7 @@ use super::{Forwarder, Inbound, Punt, Punted, Transmit, addresses, mss};
 use crate::counters::DropReason;
 use crate::fdb::Owner;
 use crate::fib::owners::address_of;
-use crate::fib::{self, Fib, FibPeer, PeerSlot};
-use crate::peer::from_link;
+use crate::fib::{self, Fib, FibPeer, PeerSlot, is_link};
 use crate::session::keys::HOP_INNER_BYTES;
 
 /// A datagram of a session that proved genuine.
@@ -192,7 +191,7 @@ impl Forwarder {
     #[inline]
     fn came_directly(&mut self, arrival: &Arrival<'_>, slot: PeerSlot, peer: &FibPeer, punt: &mut impl Punt) {
         let (from, tick) = (arrival.from, arrival.tick);
-        let mark = if from_link(from).is_some() { &peer.traffic.rx_link } else { &peer.traffic.rx_direct };
+        let mark = if is_link(from) { &peer.traffic.rx_link } else { &peer.traffic.rx_direct };
         mark.fetch_add(1, Relaxed);
         if peer.direct != Some(from) && self.roamed != Some((slot, from, tick)) {
             self.roamed = Some((slot, from, tick));

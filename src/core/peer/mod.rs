@@ -18,16 +18,13 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use meshnet_proto::ShortId;
 
+use crate::fib::{LINK_PORT, LINK_PREFIX};
 use crate::node::LinkId;
 
 /// The first half of every virtual address: the ASCII of "meshn" behind the prefix for unique local addresses (RFC 4193).
 const VIRTUAL_PREFIX: [u16; 4] = [0xfd6d, 0x6573, 0x686e, 0];
 /// The port of every virtual address.
 const VIRTUAL_PORT: u16 = 1;
-/// As [`VIRTUAL_PREFIX`], for links.
-const LINK_PREFIX: [u16; 4] = [0xfd6d, 0x6573, 0x686e, 1];
-/// The port of every address of a link.
-const LINK_PORT: u16 = 2;
 
 /// The address under which QUIC knows a peer that is reached through relays.
 pub fn virtual_address(peer: ShortId) -> SocketAddr {
