@@ -54,13 +54,11 @@ pub enum DropReason {
     Exhausted,
     /// A frame of which fragments did not come in time, or that had to make room for newer ones.
     Incomplete,
-    /// One datagram of a bulk flow, so that the flow slows down and others do not wait behind it.
-    QueueLong,
 }
 
 impl DropReason {
     /// All of them, in order of number.
-    pub const ALL: [DropReason; 25] = {
+    pub const ALL: [DropReason; 24] = {
         use DropReason::*;
         [
             Malformed,
@@ -87,7 +85,6 @@ impl DropReason {
             PuntFull,
             Exhausted,
             Incomplete,
-            QueueLong,
         ]
     };
 
@@ -119,7 +116,6 @@ impl DropReason {
             PuntFull => "punt_full",
             Exhausted => "exhausted",
             Incomplete => "incomplete",
-            QueueLong => "queue_long",
         }
     }
 }

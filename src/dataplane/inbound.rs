@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
 
 use meshnet_core::counters::{Counters, DropReason};
 use meshnet_core::fdb::Fdb;
@@ -13,7 +12,6 @@ use meshnet_core::forward::{self, Forwarder};
 
 use super::idle::Idle;
 use super::punts::Punter;
-use super::queue::Queue;
 use super::to_tap::ToTap;
 use super::{QuicDatagram, Seat, Shared};
 use crate::buf::{RECEIVE_MAX_BYTES, strides};
@@ -31,9 +29,6 @@ pub(super) struct Inbound {
     receive: ReceiveBatch,
     buffer: Box<[u8]>,
     tap: ToTap,
-    queue: Queue,
-    /// The next train loses a datagram, so that its flow slows down.
-    shorten: bool,
 }
 
 impl Inbound {
@@ -51,8 +46,6 @@ impl Inbound {
             receive,
             buffer: vec![0; BATCH_BYTES].into_boxed_slice(),
             tap: ToTap::new(Arc::clone(&seat.counters)),
-            queue: Queue::default(),
-            shorten: false,
             shared,
             seat,
         }
@@ -87,7 +80,6 @@ impl Inbound {
         let mut quic = false;
         let mut found = false;
         let mut used = 0;
-        let mut empty = false;
         while let Some(room) = self.buffer.get_mut(used..used + RECEIVE_MAX_BYTES) {
             match self.receive.receive(room) {
                 Ok(received) => {
@@ -101,10 +93,7 @@ impl Inbound {
                     Counters::drop(&self.seat.counters, DropReason::Malformed);
                 }
                 // Nothing more; or an error of an earlier send, which reading has cleared.
-                Err(_) => {
-                    empty = true;
-                    break;
-                }
+                Err(_) => break,
             }
         }
         // What came on links: the first thread's alone.
@@ -120,11 +109,6 @@ impl Inbound {
         }
         self.joiner.flush(&mut self.buffer, &mut self.tap);
         self.send.flush();
-        if empty {
-            self.queue.empty();
-        } else {
-            self.shorten |= self.queue.after(Instant::now(), used, self.receive.backlog());
-        }
         punter.wake();
         if quic {
             shared.quic.wake();
@@ -136,13 +120,7 @@ impl Inbound {
     fn take(&mut self, fib: &Fib, tick: u32, received: &Received, start: usize, punter: &mut Punter<'_>) -> bool {
         let (from, buffer, send) = (received.from, &mut self.buffer, &mut self.send);
         let mut quic = false;
-        let mut strides = strides(received.length, received.stride);
-        if self.shorten && received.length > TRAIN_MIN * received.stride {
-            self.shorten = false;
-            strides.next();
-            Counters::drop(&self.seat.counters, DropReason::QueueLong);
-        }
-        for at in strides {
+        for at in strides(received.length, received.stride) {
             let at = start + at.start..start + at.end;
             match self.forwarder.inbound(fib, tick, from, buffer, at, send, punter) {
                 forward::Inbound::Done => (),
@@ -166,7 +144,5 @@ impl Inbound {
 
 /// Of the buffer, and so of one batch: several super-frames, so that streams that come interleaved still join, and small enough for the second-level cache.
 const BATCH_BYTES: usize = 4 * RECEIVE_MAX_BYTES;
-/// More datagrams than this in one receive are of a bulk flow.
-const TRAIN_MIN: usize = 8;
 /// What a receive counts at least: a batch of small datagrams ends too.
 const DATAGRAM_COST_BYTES: usize = 1024;

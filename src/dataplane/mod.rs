@@ -14,14 +14,13 @@
 //! path is worse than none. Both queues are bounded, and drop and count when full.
 //!
 //! May use `core`, `tap`, `udp`, `sys`, `buf`. Deliberately lacks: tokio, locks and allocation per frame, clocks while there are frames (the tick is the
-//! driver's; of the queue's state once a batch).
+//! driver's).
 
 mod frames;
 mod idle;
 mod inbound;
 mod outbound;
 mod punts;
-mod queue;
 #[cfg(test)]
 mod tests;
 mod to_tap;

@@ -154,19 +154,6 @@ fn set_int(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value:
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Bytes that wait in the receive buffer, as the kernel accounts for them: with its own structures.
-pub fn backlog(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    let mut memory = [0u32; 9];
-    let mut bytes = size_of_val(&memory) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `bytes` bytes into `memory`, which lives until the call is over, and the length that it wrote into `bytes`.
-    let result = unsafe {
-        let to = memory.as_mut_ptr().cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, to, &raw mut bytes)
-    };
-    // SK_MEMINFO_RMEM_ALLOC is the first.
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(memory[0] as usize) }
-}
-
 /// Appends one item at `used`; gives where the next one starts.
 fn put_control<const N: usize>(
     control: &mut Control<N>,
@@ -296,17 +283,6 @@ mod tests {
         let (a, b, to) = pair("127.0.0.1:0");
         send(a.as_fd(), &to, &[1; 200], None, 0).unwrap();
         assert_eq!(receive(b.as_fd(), &mut [0; 100]).unwrap_err().kind(), io::ErrorKind::InvalidData);
-    }
-
-    #[test]
-    fn the_backlog_is_what_was_not_received_yet() {
-        let (a, b, to) = pair("127.0.0.1:0");
-        assert_eq!(backlog(b.as_fd()).unwrap(), 0);
-        send(a.as_fd(), &to, &[1; 1000], None, 0).unwrap();
-        let waiting = backlog(b.as_fd()).unwrap();
-        assert!((1000..8000).contains(&waiting), "{waiting}");
-        receive(b.as_fd(), &mut [0; 2000]).unwrap();
-        assert_eq!(backlog(b.as_fd()).unwrap(), 0);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::Port;
-use crate::sys::socket;
 pub use crate::sys::socket::Received;
 
 /// The receiving side of one socket. Used by one thread.
@@ -22,11 +21,6 @@ impl ReceiveBatch {
     /// Fills `buffer` (of [`crate::buf::RECEIVE_MAX_BYTES`]) with what came next from one sender: see [`crate::buf::strides`]. Never blocks.
     pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         self.port.receive(buffer)
-    }
-
-    /// Bytes that wait in the socket; 0 when the kernel does not say.
-    pub fn backlog(&self) -> usize {
-        socket::backlog(self.port.socket.as_fd()).unwrap_or(0)
     }
 }
 
