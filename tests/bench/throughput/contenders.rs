@@ -36,7 +36,10 @@ pub const BASE: Contender = Contender { cipher: "none", ..ours("vxlan", "kernel 
 pub const ALL: [Contender; 9] = [
     Contender { cipher: "none", ..ours("raw", "no overlay", raw) },
     ours("udp", "**meshd**, sealed UDP", |stage, lab| meshd(stage, lab, "udp", &["--transport", "udp"])),
-    ours("quic", "**meshd**, QUIC", |stage, lab| meshd(stage, lab, "quic", &["--transport", "quic"])),
+    Contender {
+        cipher: "AES-256-GCM, in TLS 1.3",
+        ..ours("quic", "**meshd**, QUIC", |stage, lab| meshd(stage, lab, "quic", &["--transport", "quic"]))
+    },
     Contender {
         cipher: "none",
         ..ours("fast", "**meshd**, fast path", |stage, lab| {
@@ -107,7 +110,7 @@ fn await_up(peer: &mut Meshd) -> Result<(), String> {
         ended || !peer.status().is_null()
     });
     match peer.log_text().lines().last() {
-        Some(last) if ended => Err(last.to_owned()),
+        Some(last) if ended => Err(last.trim_start_matches("meshd: ").to_owned()),
         None if ended => Err("meshd ended at once".into()),
         _ => Ok(()),
     }

@@ -55,7 +55,7 @@ pub fn svg(rows: &[Row], offload: Offload) -> String {
 /// Greys that stand out from white and from black alike, where the viewer does not say which ground it has.
 const STYLE: &str = "<style>\
 text{font:13px system-ui,sans-serif;fill:#6b7280}.head{font-weight:600}.name{text-anchor:end}.small{font-size:10px}\
-.our{fill:#2f81f7}.other{fill:#8b949e}.four{opacity:.55}.line{stroke:#6b7280;stroke-dasharray:3 3;fill:none}\
+.our{fill:#2f81f7}.other{fill:#8b949e}.four{opacity:.55}.line{stroke:#6b7280;stroke-dasharray:3 3;fill:none;opacity:.4}\
 @media(prefers-color-scheme:dark){text{fill:#b1bac4}.line{stroke:#b1bac4}}</style>";
 const NAMES_PX: u32 = 210;
 const BARS_PX: u32 = 430;
