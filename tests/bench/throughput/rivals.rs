@@ -89,8 +89,7 @@ pub fn tinc(stage: &Stage, lab: &Lab) -> Result<Tunnel, String> {
         let own = at + 1;
         std::fs::create_dir_all(dir.join("hosts")).map_err(|error| format!("{}: {error}", dir.display()))?;
         let connect = if at == 0 { "ConnectTo = n2\n" } else { "" };
-        let settings =
-            "Mode = switch\nDeviceType = tap\nInterface = tap0\nAddressFamily = ipv4\nProcessPriority = normal\n";
+        let settings = "Mode = switch\nDeviceType = tap\nInterface = tap0\nAddressFamily = ipv4\n";
         write(dir.join("tinc.conf"), &format!("Name = n{own}\n{settings}{connect}"))?;
         // It wants this to be there; the device is set up here.
         write(dir.join("tinc-up"), "#!/bin/sh\n")?;
