@@ -23,7 +23,7 @@ pub fn print(title: &str, tunnel: &Tunnel) -> Result<(), String> {
     let _ = crate::lab::run("kill", &["-INT", &perf.id().to_string()]);
     let _ = perf.wait();
     drop(server);
-    let script = crate::lab::run("perf", &["script", "--no-inline", "-i", &file, "-F", "comm,ip,sym"]);
+    let script = crate::lab::run("perf", &["script", "--no-inline", "-i", &file, "-F", "comm,pid,ip,sym"]);
     let _ = std::fs::remove_file(&data);
     let mut places: Vec<(&str, [f64; KINDS.len() + 1])> = Vec::new();
     for sample in script?.split("\n\n") {
@@ -53,17 +53,18 @@ pub fn print(title: &str, tunnel: &Tunnel) -> Result<(), String> {
 /// Where a sample was taken, and which kind of work (an index, past the end for the rest); `None` for idle cores and strangers.
 fn classify(sample: &str) -> Option<(&'static str, usize)> {
     let mut lines = sample.trim_start_matches('\n').lines();
-    let comm = lines.next()?.trim();
+    let (comm, pid) = lines.next()?.trim().rsplit_once(' ')?;
     let frames: Vec<&str> = lines.filter_map(|line| line.trim().split_once(' ').map(|(_, name)| name)).collect();
     let leaf = *frames.first()?;
-    let own = comm.starts_with("mesh") || comm.starts_with("iperf3") || comm.starts_with("tokio");
+    // Strangers have no pid in the lab's namespace.
+    let own = pid.parse::<i64>().is_ok_and(|pid| pid > 0) && !comm.starts_with("perf");
     let softirq = frames.iter().any(|frame| frame.contains("net_rx_action") || frame.contains("net_tx_action"));
     if !own && !softirq {
         return None;
     }
     let holds = |frame: &str, words: &[&str]| words.iter().any(|word| frame.contains(word));
     let place = frames.iter().find_map(|frame| PLACES.iter().find(|(_, words)| holds(frame, words)));
-    let place = place.map(|(name, _)| *name).unwrap_or(if comm.starts_with("iperf3") { PODS } else { "meshd itself" });
+    let place = place.map(|(name, _)| *name).unwrap_or(if comm.starts_with("iperf3") { PODS } else { "daemons" });
     let kind = KINDS.iter().position(|(_, words)| holds(leaf, words)).unwrap_or(KINDS.len());
     Some((place, kind))
 }
