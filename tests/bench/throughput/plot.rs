@@ -45,7 +45,7 @@ pub fn svg(rows: &[Row], offload: Offload) -> String {
     let _ = writeln!(
         text,
         "<path class=\"line\" d=\"M{one:.1} {}V{bottom}\"/>\n\
-         <text class=\"small\" x=\"0\" y=\"{}\">All but VXLAN, the fast path and no overlay encrypt. Medians; made by cargo bench --bench throughput</text>\n</svg>",
+         <text class=\"small\" x=\"0\" y=\"{}\">{FOOT}</text>\n</svg>",
         TOP_PX - 8,
         bottom + 20
     );
@@ -57,6 +57,8 @@ const STYLE: &str = "<style>\
 text{font:13px system-ui,sans-serif;fill:#6b7280}.head{font-weight:600}.name{text-anchor:end}.small{font-size:10px}\
 .our{fill:#2f81f7}.other{fill:#8b949e}.four{opacity:.55}.line{stroke:#6b7280;stroke-dasharray:3 3;fill:none;opacity:.4}\
 @media(prefers-color-scheme:dark){text{fill:#b1bac4}.line{stroke:#b1bac4}}</style>";
+const FOOT: &str =
+    "All but VXLAN, the fast path and no overlay encrypt. Medians; made by cargo bench --bench throughput";
 const NAMES_PX: u32 = 210;
 const BARS_PX: u32 = 430;
 const TOP_PX: u32 = 58;

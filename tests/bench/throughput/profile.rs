@@ -1,6 +1,8 @@
 //! Where the processors' time goes while one stream of TCP flows, as sampled by perf: places by the innermost known function of the
-//! call chain, kinds of work by the function itself. The clock that samples is an interrupt: work done with interrupts off counts
-//! where they come on again, which is mostly `_raw_spin_unlock_irqrestore`, among "waking". Samples of other processes do not count, but for softirqs that ran on top of them.
+//! call chain, kinds of work by the function itself.
+//!
+//! The clock that samples is an interrupt: work done with interrupts off counts where they come on again, which is mostly
+//! `_raw_spin_unlock_irqrestore`, among "waking". Samples of other processes do not count, but for softirqs that ran on top of them.
 
 use std::process::Command;
 
