@@ -51,13 +51,15 @@ pub fn install_tools() -> Result<(), String> {
     }
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Where a program is, if it is installed.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let dirs = path.split(':').chain(["/usr/sbin", "/sbin", "/usr/local/sbin"]);
     dirs.map(|dir| Path::new(dir).join(program)).find(|file| file.is_file())
 }
 
-fn is_root() -> bool {
+/// Whether packages can be installed.
+pub fn is_root() -> bool {
     run("id", &["-u"]).map(|out| out.trim() == "0").unwrap_or(false)
 }
 
