@@ -41,7 +41,7 @@ impl Bed {
                     }
                 }
             }
-            self.now = self.now + Duration::from_millis(100);
+            self.now += Duration::from_millis(100);
         }
     }
 
