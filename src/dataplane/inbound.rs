@@ -1,6 +1,8 @@
 //! Underlay to TAP, one thread for each worker.
 
+use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use meshnet_core::fdb::Fdb;
 use meshnet_core::fib::Fib;
 use meshnet_core::forward::join::Joiner;
 use meshnet_core::forward::{self, Forwarder};
+use meshnet_proto::wire::data::is_urgent;
 
 use super::idle::Idle;
 use super::punts::Punter;
@@ -28,6 +31,7 @@ pub(super) struct Inbound {
     send: SendBatch,
     receive: ReceiveBatch,
     buffer: Box<[u8]>,
+    waiting: Waiting,
     tap: ToTap,
 }
 
@@ -44,7 +48,8 @@ impl Inbound {
             joiner: Joiner::default(),
             send,
             receive,
-            buffer: vec![0; BATCH_BYTES].into_boxed_slice(),
+            buffer: vec![0; PLACES * RECEIVE_MAX_BYTES].into_boxed_slice(),
+            waiting: Waiting::default(),
             tap: ToTap::new(Arc::clone(&seat.counters)),
             shared,
             seat,
@@ -70,42 +75,48 @@ impl Inbound {
         }
     }
 
-    /// Takes what waits in the socket until the buffer is full; false when nothing did. Segments of one super-frame that came by several receives
-    /// lie in the same buffer, so they join.
+    /// Takes what waits in the socket, urgent datagrams first, and deals with a share of it; false when there is nothing. Segments of one super-frame that
+    /// came by several receives lie in the same buffer, so they join.
     fn batch(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
         let fib = shared.fib.load();
         let tick = shared.tick();
         let mut punter = Punter::new(&shared.punts);
-        let mut quic = false;
-        let mut found = false;
-        let mut used = 0;
-        while let Some(room) = self.buffer.get_mut(used..used + RECEIVE_MAX_BYTES) {
-            match self.receive.receive(room) {
+        let (mut quic, mut found) = (false, false);
+        // What came on links: the first thread's alone.
+        while self.seat.worker == 0
+            && let Some(room) = self.waiting.room()
+            && let Some((from, datagram)) = shared.frames.take()
+        {
+            found = true;
+            let length = datagram.len();
+            let Some(to) = self.buffer.get_mut(room.start..room.start + length) else { continue };
+            to.copy_from_slice(&datagram);
+            self.waiting.push((Received { from, length, stride: length, ecn: 0 }, room.start));
+        }
+        while let Some(room) = self.waiting.room() {
+            match self.receive.receive(&mut self.buffer[room.clone()]) {
                 Ok(received) => {
                     found = true;
-                    quic |= self.take(&fib, tick, &received, used, &mut punter);
-                    used += received.length.max(DATAGRAM_COST_BYTES);
+                    if let Some(rest) = self.take_urgent(&fib, tick, received, room.start, &mut punter, &mut quic) {
+                        self.waiting.push(rest);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     found = true;
-                    used += DATAGRAM_COST_BYTES;
                     Counters::drop(&self.seat.counters, DropReason::Malformed);
                 }
                 // Nothing more; or an error of an earlier send, which reading has cleared.
                 Err(_) => break,
             }
         }
-        // What came on links: the first thread's alone.
-        while self.seat.worker == 0 && self.buffer.len() - used >= RECEIVE_MAX_BYTES {
-            let Some((from, datagram)) = shared.frames.take() else { break };
+        let mut bytes = 0;
+        while bytes < SHARE_BYTES
+            && let Some((received, start)) = self.waiting.pop()
+        {
             found = true;
-            let length = datagram.len();
-            let Some(room) = self.buffer.get_mut(used..used + length) else { continue };
-            room.copy_from_slice(&datagram);
-            let received = Received { from, length, stride: length, ecn: 0 };
-            quic |= self.take(&fib, tick, &received, used, &mut punter);
-            used += length;
+            bytes += received.length.max(DATAGRAM_COST_BYTES);
+            quic |= self.take(&fib, tick, &received, start, &mut punter);
         }
         self.joiner.flush(&mut self.buffer, &mut self.tap);
         self.send.flush();
@@ -114,6 +125,31 @@ impl Inbound {
             shared.quic.wake();
         }
         found
+    }
+
+    /// Deals with those datagrams of one receive that are urgent: the first and the last can be, as the kernel joins equal ones and ends with a shorter one.
+    /// Gives what is left.
+    fn take_urgent(
+        &mut self,
+        fib: &Fib,
+        tick: u32,
+        received: Received,
+        start: usize,
+        punter: &mut Punter<'_>,
+        quic: &mut bool,
+    ) -> Option<(Received, usize)> {
+        let Received { length, stride, .. } = received;
+        let urgent = |at: usize| is_urgent(self.buffer.get(start + at..start + length).unwrap_or_default());
+        let (first, last) = (0, (length - 1) / stride.max(1) * stride);
+        let (begin, end) =
+            (if urgent(first) { stride.min(length) } else { 0 }, if urgent(last) { last } else { length });
+        if begin > 0 {
+            *quic |= self.take(fib, tick, &Received { length: begin, ..received }, start, punter);
+        }
+        if end < length && end >= begin {
+            *quic |= self.take(fib, tick, &Received { length: length - end, ..received }, start + end, punter);
+        }
+        (begin < end).then(|| (Received { length: end - begin, ..received }, start + begin))
     }
 
     /// Deals with the datagrams of one receive, which start at `start` of the buffer; true when QUIC was among them.
@@ -142,7 +178,51 @@ impl Inbound {
     }
 }
 
-/// Of the buffer, and so of one batch: several super-frames, so that streams that come interleaved still join, and small enough for the second-level cache.
-const BATCH_BYTES: usize = 4 * RECEIVE_MAX_BYTES;
+/// What was received and waits for its turn, each in a place of the buffer.
+#[derive(Debug)]
+struct Waiting {
+    /// In order of arrival, with where it lies.
+    queue: VecDeque<(Received, usize)>,
+    /// Places that nothing lies in; the one used last is used first, while it is in the processor's cache.
+    free: Vec<usize>,
+    /// Places of what was given out last: free again with the next call, since the joiner still refers to them.
+    given: Vec<usize>,
+}
+
+impl Default for Waiting {
+    fn default() -> Waiting {
+        let free = (0..PLACES).rev().collect();
+        Waiting { queue: VecDeque::with_capacity(PLACES), free, given: Vec::with_capacity(PLACES) }
+    }
+}
+
+impl Waiting {
+    /// Where the next receive may go.
+    fn room(&mut self) -> Option<Range<usize>> {
+        self.free.append(&mut self.given);
+        let start = self.free.last()? * RECEIVE_MAX_BYTES;
+        Some(start..start + RECEIVE_MAX_BYTES)
+    }
+
+    /// What lies in the place that [`Waiting::room`] gave last.
+    fn push(&mut self, received: (Received, usize)) {
+        if self.free.pop().is_some() {
+            self.queue.push_back(received);
+        }
+    }
+
+    /// The oldest, and where it lies.
+    fn pop(&mut self) -> Option<(Received, usize)> {
+        let (received, start) = self.queue.pop_front()?;
+        self.given.push(start / RECEIVE_MAX_BYTES);
+        Some((received, start))
+    }
+}
+
+/// Receives that may wait: 2 MB, some milliseconds of work. Beyond them the socket's buffer holds what comes, in its order.
+const PLACES: usize = 32;
+/// Dealt with before the socket is looked at again: several super-frames, so that streams that come interleaved still join, and half a millisecond at most
+/// for an urgent datagram to wait.
+const SHARE_BYTES: usize = 3 * RECEIVE_MAX_BYTES;
 /// What a receive counts at least: a batch of small datagrams ends too.
 const DATAGRAM_COST_BYTES: usize = 1024;

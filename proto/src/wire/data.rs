@@ -33,6 +33,15 @@ pub fn is_quic(first: u8) -> bool {
     first & 0xc0 != 0
 }
 
+/// True when a datagram says of itself that it is urgent. Nothing is proven by that.
+#[inline]
+pub fn is_urgent(datagram: &[u8]) -> bool {
+    matches!(datagram.first_chunk(), Some([first, _, 0, URGENT]) if !is_quic(*first))
+}
+
+/// Flag of an outer header.
+const URGENT: u8 = 1;
+
 /// What an outer header announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OuterKind {
@@ -51,6 +60,8 @@ pub struct Outer {
     pub epoch: u8,
     /// Lane of the sender.
     pub lane: u8,
+    /// Of a flow that sends little: a busy receiver may take it before others.
+    pub urgent: bool,
     /// The receiver's session index.
     pub index: u32,
     /// Counter of that lane in that epoch, from 0.
@@ -67,13 +78,14 @@ impl Outer {
             2 => OuterKind::Relay,
             _ => return None,
         };
-        if f0 | f1 != 0 {
+        if f0 != 0 || f1 > URGENT {
             return None;
         }
         Some(Outer {
             kind,
             epoch: first >> 4 & 3,
             lane,
+            urgent: f1 == URGENT,
             index: u32::from_be_bytes([i0, i1, i2, i3]),
             counter: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
         })
@@ -87,7 +99,8 @@ impl Outer {
         };
         let [i0, i1, i2, i3] = self.index.to_be_bytes();
         let [c0, c1, c2, c3, c4, c5, c6, c7] = self.counter.to_be_bytes();
-        [(self.epoch & 3) << 4 | kind, self.lane, 0, 0, i0, i1, i2, i3, c0, c1, c2, c3, c4, c5, c6, c7]
+        let flags = if self.urgent { URGENT } else { 0 };
+        [(self.epoch & 3) << 4 | kind, self.lane, 0, flags, i0, i1, i2, i3, c0, c1, c2, c3, c4, c5, c6, c7]
     }
 }
 

@@ -21,6 +21,7 @@ mod mss;
 pub mod outbound;
 pub mod packet;
 pub mod send;
+mod sparse;
 #[cfg(any(test, feature = "sim"))]
 pub mod testbed;
 mod too_big;
@@ -39,6 +40,7 @@ use crate::counters::{Counters, DropReason};
 use crate::fdb::{Fdb, FdbCache, Learned, Owner};
 use crate::fib::PeerSlot;
 use fragments::Fragments;
+use sparse::Sparse;
 use too_big::Told;
 
 /// A batch of datagrams being filled.
@@ -142,6 +144,8 @@ pub struct Forwarder {
     pub superframe: u16,
     /// Frames of which fragments are missing.
     fragments: Fragments,
+    /// Flows that may go first.
+    sparse: Sparse,
     /// What is to be written back into the TAP.
     answer: Box<[u8; too_big::ANSWER_MAX_BYTES]>,
     /// Who was told that its packets are too large.
@@ -164,6 +168,7 @@ impl Forwarder {
             counters,
             superframe: 0,
             fragments: Fragments::default(),
+            sparse: Sparse::default(),
             answer: Box::new([0; too_big::ANSWER_MAX_BYTES]),
             told: Told::default(),
             wanted: None,

@@ -222,7 +222,7 @@ impl Forwarder {
         out: &mut impl Transmit,
         punt: &mut impl Punt,
     ) -> Result<usize, DropReason> {
-        let (way, peer) = match Way::to_peer(fib, slot) {
+        let (mut way, peer) = match Way::to_peer(fib, slot) {
             Ok(way) => way,
             Err(none) => {
                 if let Some(wanted) = none.wanted {
@@ -231,6 +231,7 @@ impl Forwarder {
                 return Err(none.why);
             }
         };
+        way.urgent = self.sparse.is_urgent(cut.frame, cut.layers, cut.inner.kind == InnerKind::Segment, tick);
         let put = self.put(fib, &way, cut, None, out);
         if put.frames > 0 {
             self.counters.tx_frames.add(put.frames);

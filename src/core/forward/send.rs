@@ -29,6 +29,8 @@ pub(crate) struct Way<'a> {
     pub settled: bool,
     /// Whether who opens it reads fragments.
     pub fragments: bool,
+    /// Of a flow that sends little: a busy receiver takes it first.
+    pub urgent: bool,
     /// Marks of who opens it.
     pub traffic: &'a Traffic,
     /// The first relay's session and the route, when relayed.
@@ -72,7 +74,8 @@ impl<'a> Way<'a> {
     #[inline]
     fn new(peer: &'a FibPeer, to: SocketAddr, session: &'a Session, size: (usize, bool)) -> Way<'a> {
         let (datagram_max, settled) = size;
-        Way { to, session, datagram_max, settled, fragments: peer.fragments, traffic: &peer.traffic, hop: None }
+        let (fragments, traffic) = (peer.fragments, &*peer.traffic);
+        Way { to, session, datagram_max, settled, fragments, urgent: false, traffic, hop: None }
     }
 
     /// The longest frame for one peer that passes on it whole.
@@ -138,7 +141,7 @@ impl<'a> Way<'a> {
     #[inline]
     fn seal(&self, me: ShortId, lane: u8, datagram: &mut [u8]) -> Result<(), DropReason> {
         let sealed = datagram.get_mut(self.wrapped()..).ok_or(DropReason::Malformed)?;
-        self.session.seal(lane, sealed)?;
+        self.session.seal_as(lane, self.urgent, sealed)?;
         match self.hop {
             None => Ok(()),
             Some((session, route)) => seal_relay(session, lane, &Relay { source: me, route, position: 0 }, datagram),

@@ -24,7 +24,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
 use meshnet_proto::wire::control::cipher;
-use meshnet_proto::wire::data::{OUTER_BYTES, Outer, OuterKind, RELAY_FIXED_BYTES, RELAY_MAX_BYTES, TAG_BYTES};
+use meshnet_proto::wire::data::{
+    OUTER_BYTES, Outer, OuterKind, RELAY_FIXED_BYTES, RELAY_MAX_BYTES, TAG_BYTES, is_urgent,
+};
 
 use super::window::COUNTER_MAX;
 use super::{ReplayWindow, Session};
@@ -202,7 +204,13 @@ impl Session {
     /// Seals a datagram in place: 16 bytes of room for the outer header, the plaintext, 16 bytes of room for the tag.
     #[inline]
     pub fn seal(&self, lane: u8, datagram: &mut [u8]) -> Result<(), DropReason> {
-        let (key, outer) = self.next(lane, OuterKind::Data)?;
+        self.seal_as(lane, false, datagram)
+    }
+
+    /// The same; `urgent`: a busy receiver takes it before others.
+    #[inline]
+    pub fn seal_as(&self, lane: u8, urgent: bool, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let (key, outer) = self.next(lane, OuterKind::Data, urgent)?;
         let (header, rest) = datagram.split_first_chunk_mut::<OUTER_BYTES>().ok_or(DropReason::Malformed)?;
         let (plain, room) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(DropReason::Malformed)?;
         *header = outer.emit();
@@ -225,7 +233,9 @@ impl Session {
 
     /// Writes outer header and tag of a RELAY datagram: 16 bytes of room, the relay header of `relay_bytes`, 16 bytes of room for the tag, the datagram inside.
     pub fn seal_hop(&self, lane: u8, datagram: &mut [u8], relay_bytes: usize) -> Result<(), DropReason> {
-        let (key, outer) = self.next(lane, OuterKind::Relay)?;
+        // As what is inside.
+        let inside = datagram.get(OUTER_BYTES + relay_bytes + TAG_BYTES..).ok_or(DropReason::Malformed)?;
+        let (key, outer) = self.next(lane, OuterKind::Relay, is_urgent(inside))?;
         *datagram.first_chunk_mut::<OUTER_BYTES>().ok_or(DropReason::Malformed)? = outer.emit();
         let mut covered = [0; COVERED_MAX_BYTES];
         let covered = hop_covered(datagram, relay_bytes, &mut covered).ok_or(DropReason::Malformed)?;
@@ -254,14 +264,14 @@ impl Session {
     /// The key of `lane` and a header with its next counter. An atomic addition although one thread owns the lane: were two to share it by mistake, equal
     /// nonces would give the key away.
     #[inline]
-    fn next(&self, lane: u8, kind: OuterKind) -> Result<(&LaneKey, Outer), DropReason> {
+    fn next(&self, lane: u8, kind: OuterKind, urgent: bool) -> Result<(&LaneKey, Outer), DropReason> {
         let tx = self.tx.lanes.get(usize::from(lane)).ok_or(DropReason::NoSession)?;
         let counter = tx.counter.fetch_add(1, Relaxed);
         if counter >= COUNTER_MAX {
             return Err(DropReason::Exhausted);
         }
         let epoch = (self.tx.epoch & 3) as u8;
-        Ok((&tx.key, Outer { kind, epoch, lane, index: self.remote_index, counter }))
+        Ok((&tx.key, Outer { kind, epoch, lane, urgent, index: self.remote_index, counter }))
     }
 
     #[inline]
