@@ -1,8 +1,6 @@
 //! Underlay to TAP, one thread for each worker.
 
-use std::collections::VecDeque;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -16,6 +14,7 @@ use meshnet_proto::wire::data::is_urgent;
 use super::idle::Idle;
 use super::punts::Punter;
 use super::to_tap::ToTap;
+use super::waiting::{PLACES, Waiting};
 use super::{QuicDatagram, Seat, Shared};
 use crate::buf::{RECEIVE_MAX_BYTES, strides};
 use crate::sys::wake::sleep;
@@ -31,7 +30,8 @@ pub(super) struct Inbound {
     send: SendBatch,
     receive: ReceiveBatch,
     buffer: Box<[u8]>,
-    waiting: Waiting,
+    /// With where each lies.
+    waiting: Waiting<(Received, usize)>,
     tap: ToTap,
 }
 
@@ -49,7 +49,7 @@ impl Inbound {
             send,
             receive,
             buffer: vec![0; PLACES * RECEIVE_MAX_BYTES].into_boxed_slice(),
-            waiting: Waiting::default(),
+            waiting: Waiting::new(RECEIVE_MAX_BYTES),
             tap: ToTap::new(Arc::clone(&seat.counters)),
             shared,
             seat,
@@ -178,49 +178,6 @@ impl Inbound {
     }
 }
 
-/// What was received and waits for its turn, each in a place of the buffer.
-#[derive(Debug)]
-struct Waiting {
-    /// In order of arrival, with where it lies.
-    queue: VecDeque<(Received, usize)>,
-    /// Places that nothing lies in; the one used last is used first, while it is in the processor's cache.
-    free: Vec<usize>,
-    /// Places of what was given out last: free again with the next call, since the joiner still refers to them.
-    given: Vec<usize>,
-}
-
-impl Default for Waiting {
-    fn default() -> Waiting {
-        let free = (0..PLACES).rev().collect();
-        Waiting { queue: VecDeque::with_capacity(PLACES), free, given: Vec::with_capacity(PLACES) }
-    }
-}
-
-impl Waiting {
-    /// Where the next receive may go.
-    fn room(&mut self) -> Option<Range<usize>> {
-        self.free.append(&mut self.given);
-        let start = self.free.last()? * RECEIVE_MAX_BYTES;
-        Some(start..start + RECEIVE_MAX_BYTES)
-    }
-
-    /// What lies in the place that [`Waiting::room`] gave last.
-    fn push(&mut self, received: (Received, usize)) {
-        if self.free.pop().is_some() {
-            self.queue.push_back(received);
-        }
-    }
-
-    /// The oldest, and where it lies.
-    fn pop(&mut self) -> Option<(Received, usize)> {
-        let (received, start) = self.queue.pop_front()?;
-        self.given.push(start / RECEIVE_MAX_BYTES);
-        Some((received, start))
-    }
-}
-
-/// Receives that may wait: 2 MB, some milliseconds of work. Beyond them the socket's buffer holds what comes, in its order.
-const PLACES: usize = 32;
 /// Dealt with before the socket is looked at again: several super-frames, so that streams that come interleaved still join, and half a millisecond at most
 /// for an urgent datagram to wait.
 const SHARE_BYTES: usize = 3 * RECEIVE_MAX_BYTES;

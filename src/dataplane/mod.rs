@@ -24,6 +24,7 @@ mod punts;
 #[cfg(test)]
 mod tests;
 mod to_tap;
+mod waiting;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,16 +1,19 @@
-//! TAP to underlay, one thread for each worker; what the forwarder answers itself goes back into the same queue.
+//! TAP to underlay, one thread for each worker; what the forwarder answers itself goes back into the same queue. Flows that send little go first.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use meshnet_core::counters::{Counters, DropReason};
 use meshnet_core::fdb::Fdb;
+use meshnet_core::fib::Fib;
 use meshnet_core::forward::{Deliver, Forwarder};
 use meshnet_proto::wire::data::Offload;
 
 use super::idle::Idle;
 use super::punts::Punter;
 use super::to_tap::ToTap;
+use super::waiting::{PLACES, Waiting};
 use super::{Seat, Shared};
 use crate::sys::wake::sleep;
 use crate::tap::{READ_BYTES, ReadError};
@@ -24,6 +27,7 @@ pub(super) struct Outbound {
     send: SendBatch,
     tap: ToTap,
     buffer: Box<[u8]>,
+    waiting: Waiting<(Offload, Range<usize>)>,
 }
 
 /// How a batch ended.
@@ -38,8 +42,8 @@ impl Outbound {
     pub(super) fn new(shared: Arc<Shared>, seat: Arc<Seat>, fdb: Arc<Fdb>, send: SendBatch) -> Outbound {
         let forwarder = Forwarder::new(seat.lane(), fdb, Arc::clone(&seat.counters));
         let tap = ToTap::new(Arc::clone(&seat.counters));
-        let buffer = vec![0; READ_BYTES].into_boxed_slice();
-        Outbound { shared, seat, forwarder, send, tap, buffer }
+        let buffer = vec![0; PLACES * READ_BYTES].into_boxed_slice();
+        Outbound { shared, seat, forwarder, send, tap, buffer, waiting: Waiting::new(READ_BYTES) }
     }
 
     pub(super) fn run(mut self) {
@@ -58,25 +62,30 @@ impl Outbound {
         }
     }
 
-    /// Sends what waits in the TAP, [`BATCH_BYTES`] at most.
+    /// Reads what waits in the TAP, sends what is urgent of it, and then a share of the rest: [`BATCH_BYTES`] at most.
     fn batch(&mut self) -> Batch {
-        let fib = self.shared.fib.load();
-        let tick = self.shared.tick();
-        let mut punter = Punter::new(&self.shared.punts);
+        let shared = Arc::clone(&self.shared);
+        let fib = shared.fib.load();
+        let tick = shared.tick();
+        let mut punter = Punter::new(&shared.punts);
         let (mut bytes, mut end) = (0, Batch::None);
-        while bytes < BATCH_BYTES {
-            let Some(tap) = &mut self.tap.tap else { break };
-            match tap.queue.read(&mut self.buffer) {
+        while bytes < BATCH_BYTES
+            && let Some(tap) = &mut self.tap.tap
+            && let Some(room) = self.waiting.room()
+        {
+            match tap.queue.read(&mut self.buffer[room.clone()]) {
                 Ok((offload, at)) => {
-                    bytes += at.len().max(FRAME_COST_BYTES);
                     end = Batch::Some;
-                    let frame = &self.buffer[at];
-                    let answer = self.forwarder.outbound(&fib, tick, &offload, frame, &mut self.send, &mut punter);
-                    if let Some(answer) = answer {
-                        self.tap.deliver(&Offload::default(), &[answer]);
+                    let at = room.start + at.start..room.start + at.end;
+                    if self.forwarder.is_urgent(tick, &offload, &self.buffer[at.clone()]) {
+                        bytes += at.len().max(FRAME_COST_BYTES);
+                        self.send(&fib, tick, true, &offload, at, &mut punter);
+                    } else {
+                        self.waiting.push((offload, at));
                     }
                 }
                 Err(ReadError::Malformed) => {
+                    end = Batch::Some;
                     bytes += FRAME_COST_BYTES;
                     Counters::drop(&self.seat.counters, DropReason::Malformed);
                 }
@@ -87,9 +96,32 @@ impl Outbound {
                 }
             }
         }
+        while bytes < BATCH_BYTES
+            && let Some((offload, at)) = self.waiting.pop()
+        {
+            bytes += at.len().max(FRAME_COST_BYTES);
+            end = if end == Batch::None { Batch::Some } else { end };
+            self.send(&fib, tick, false, &offload, at, &mut punter);
+        }
         self.send.flush();
         punter.wake();
         if self.tap.lost { Batch::TapLost } else { end }
+    }
+
+    fn send(
+        &mut self,
+        fib: &Fib,
+        tick: u32,
+        urgent: bool,
+        offload: &Offload,
+        at: Range<usize>,
+        punter: &mut Punter<'_>,
+    ) {
+        let frame = &self.buffer[at];
+        let answer = self.forwarder.outbound_as(fib, tick, urgent, offload, frame, &mut self.send, punter);
+        if let Some(answer) = answer {
+            self.tap.deliver(&Offload::default(), &[answer]);
+        }
     }
 
     fn sleep(&self) {

@@ -146,6 +146,8 @@ pub struct Forwarder {
     fragments: Fragments,
     /// Flows that may go first.
     sparse: Sparse,
+    /// What is being sent is of one.
+    urgent: bool,
     /// What is to be written back into the TAP.
     answer: Box<[u8; too_big::ANSWER_MAX_BYTES]>,
     /// Who was told that its packets are too large.
@@ -169,6 +171,7 @@ impl Forwarder {
             superframe: 0,
             fragments: Fragments::default(),
             sparse: Sparse::default(),
+            urgent: false,
             answer: Box::new([0; too_big::ANSWER_MAX_BYTES]),
             told: Told::default(),
             wanted: None,

@@ -122,6 +122,14 @@ fn checksum_end(offload: &Offload) -> usize {
 }
 
 impl Forwarder {
+    /// Whether a frame or super-frame read from the TAP may be sent before others that were read earlier: see [`super::sparse`]. To be asked once for each,
+    /// in the order in which they were read.
+    #[inline]
+    pub fn is_urgent(&mut self, tick: u32, offload: &Offload, frame: &[u8]) -> bool {
+        let layers = Layers::parse(frame);
+        self.sparse.is_urgent(frame, layers.as_ref(), offload.gso != Gso::None, tick)
+    }
+
     /// Sends a frame or super-frame read from the TAP to where it belongs. Drops are counted here. What it gives is to be written into the same TAP.
     #[inline]
     pub fn outbound(
@@ -133,6 +141,24 @@ impl Forwarder {
         out: &mut impl Transmit,
         punt: &mut impl Punt,
     ) -> Option<&[u8]> {
+        let urgent = self.is_urgent(tick, offload, frame);
+        self.outbound_as(fib, tick, urgent, offload, frame, out, punt)
+    }
+
+    /// The same, of which [`Forwarder::is_urgent`] was asked already.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub fn outbound_as(
+        &mut self,
+        fib: &Fib,
+        tick: u32,
+        urgent: bool,
+        offload: &Offload,
+        frame: &[u8],
+        out: &mut impl Transmit,
+        punt: &mut impl Punt,
+    ) -> Option<&[u8]> {
+        self.urgent = urgent;
         let answer = self.try_outbound(fib, tick, offload, frame, out, punt).unwrap_or_else(|reason| {
             self.drop(reason);
             0
@@ -231,7 +257,7 @@ impl Forwarder {
                 return Err(none.why);
             }
         };
-        way.urgent = self.sparse.is_urgent(cut.frame, cut.layers, cut.inner.kind == InnerKind::Segment, tick);
+        way.urgent = self.urgent;
         let put = self.put(fib, &way, cut, None, out);
         if put.frames > 0 {
             self.counters.tx_frames.add(put.frames);

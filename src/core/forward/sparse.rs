@@ -30,8 +30,12 @@ impl Sparse {
             self.forget(tick);
         }
         let Some(place) = self.bytes.get_mut(flow(frame, layers) as usize % PLACES) else { return false };
-        *place = if super_frame { BUSY } else { place.saturating_add(frame.len() as u32).min(BUSY) };
-        *place <= SPARSE_BYTES
+        *place = place.saturating_add(frame.len() as u32);
+        let sparse = *place <= SPARSE_BYTES && !super_frame;
+        if !sparse {
+            *place = BUSY;
+        }
+        sparse
     }
 
     /// What was sent in the last second counts half of what is sent in this one.
@@ -97,6 +101,13 @@ mod tests {
         assert!(urgent(&mut sparse, &udp(2, 1_000), false, 0));
         // 400 kB each second are few for ever.
         assert!((1..100).all(|tick| (0..400).all(|_| urgent(&mut sparse, &udp(3, 1_000), false, tick))));
+    }
+
+    #[test]
+    fn a_second_that_ends_makes_no_stream_urgent() {
+        let mut sparse = Sparse::default();
+        while urgent(&mut sparse, &udp(1, 1_000), false, 0) {}
+        assert!((1..6).all(|tick| !urgent(&mut sparse, &udp(1, 1_000), false, tick)), "its frames may still wait");
     }
 
     #[test]
