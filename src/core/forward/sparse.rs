@@ -4,7 +4,7 @@
 //! frame ─▶ flow by its addresses and ports ─▶ bytes of it lately ─┬─ few ──▶ urgent: a busy receiver takes it first
 //!                                                                  └─ many, or a super-frame ──▶ in its turn
 //! ```
-//! A flow that was busy counts as busy for some seconds more, until nothing of it can be waiting anywhere: so none of its frames overtakes another of its own.
+//! A flow that was busy counts as busy for some seconds more, until hardly anything of it can be waiting anywhere: so its frames do not overtake each other.
 //! Flows that share a place in the table are one: they lose the privilege, never their order.
 
 use super::packet::{Layers, TCP, UDP};
@@ -30,12 +30,10 @@ impl Sparse {
             self.forget(tick);
         }
         let Some(place) = self.bytes.get_mut(flow(frame, layers) as usize % PLACES) else { return false };
-        *place = place.saturating_add(frame.len() as u32);
-        let sparse = *place <= SPARSE_BYTES && !super_frame;
-        if !sparse {
-            *place = BUSY;
-        }
-        sparse
+        let now = place.saturating_add(frame.len() as u32);
+        let begins = *place <= SPARSE_BYTES && now > SPARSE_BYTES;
+        *place = if super_frame || begins { BUSY } else { now.min(BUSY) };
+        *place <= SPARSE_BYTES
     }
 
     /// What was sent in the last second counts half of what is sent in this one.
