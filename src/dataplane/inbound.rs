@@ -140,7 +140,8 @@ impl Inbound {
     ) -> Option<(Received, usize)> {
         let Received { length, stride, .. } = received;
         let urgent = |at: usize| is_urgent(self.buffer.get(start + at..start + length).unwrap_or_default());
-        let (first, last) = (0, (length - 1) / stride.max(1) * stride);
+        // An empty datagram has neither.
+        let (first, last) = (0, length.saturating_sub(1) / stride.max(1) * stride);
         let (begin, end) =
             (if urgent(first) { stride.min(length) } else { 0 }, if urgent(last) { last } else { length });
         if begin > 0 {

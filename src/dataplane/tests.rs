@@ -226,9 +226,14 @@ fn garbage_at_the_port_is_counted_and_changes_nothing_else() {
     a.netns
         .run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            for length in 1..200 {
-                // Bits 7 and 6 clear: not QUIC.
-                socket.send_to(&vec![length as u8 & 0x3f; length], (b.underlay, PORT)).unwrap();
+            // The empty one as well, of which nothing is there to be counted.
+            for length in 0..200 {
+                // Bits 7 and 6 clear: not QUIC. Some claim to be urgent.
+                let mut bytes = vec![length as u8 & 0x3f; length];
+                if let Some([_, _, reserved, flags, ..]) = bytes.get_mut(..4) {
+                    (*reserved, *flags) = (0, length as u8 & 1);
+                }
+                socket.send_to(&bytes, (b.underlay, PORT)).unwrap();
             }
         })
         .unwrap();
