@@ -94,7 +94,9 @@ impl Inbound {
             to.copy_from_slice(&datagram);
             self.waiting.push((Received { from, length, stride: length, ecn: 0 }, room.start));
         }
-        while let Some(room) = self.waiting.room() {
+        // Bounded, as what is urgent fills no place: the rest must have its turn, and a new snapshot.
+        for _ in 0..READS_MAX {
+            let Some(room) = self.waiting.room() else { break };
             match self.receive.receive(&mut self.buffer[room.clone()]) {
                 Ok(received) => {
                     found = true;
@@ -179,6 +181,8 @@ impl Inbound {
     }
 }
 
+/// Receives in a row: twice what may wait.
+const READS_MAX: usize = 2 * PLACES;
 /// Dealt with before the socket is looked at again: several super-frames, so that streams that come interleaved still join, and half a millisecond at most
 /// for an urgent datagram to wait.
 const SHARE_BYTES: usize = 3 * RECEIVE_MAX_BYTES;
