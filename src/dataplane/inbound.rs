@@ -152,6 +152,10 @@ impl Inbound {
         if end < length && end >= begin {
             *quic |= self.take(fib, tick, &Received { length: length - end, ..received }, start + end, punter);
         }
+        if begin > 0 || end < length {
+            // The place may be used again at once, and nobody keeps who calls segments urgent from doing so.
+            self.joiner.flush(&mut self.buffer, &mut self.tap);
+        }
         (begin < end).then(|| (Received { length: end - begin, ..received }, start + begin))
     }
 
