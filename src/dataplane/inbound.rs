@@ -83,11 +83,10 @@ impl Inbound {
         let tick = shared.tick();
         let mut punter = Punter::new(&shared.punts);
         let (mut quic, mut found) = (false, false);
-        // What came on links: the first thread's alone.
-        while self.seat.worker == 0
-            && let Some(room) = self.waiting.room()
-            && let Some((from, datagram)) = shared.frames.take()
-        {
+        // What came on links: the first thread's alone. Half of the places, so that the socket is read as well.
+        for _ in 0..PLACES / 2 {
+            let Some(room) = self.waiting.room().filter(|_| self.seat.worker == 0) else { break };
+            let Some((from, datagram)) = shared.frames.take() else { break };
             found = true;
             let length = datagram.len();
             let Some(to) = self.buffer.get_mut(room.start..room.start + length) else { continue };
