@@ -73,7 +73,7 @@ impl Node {
             name: self.name_of(link),
             address: peer.and_then(|peer| self.underlay_of(peer)).unwrap_or(link.remote).to_string(),
             state: LinkState::Established,
-            transport: if fast { "vxlan" } else { peer.map_or("udp", transport_name) }.into(),
+            transport: self.transport_to(link.peer).into(),
             encrypted: !fast,
             mtu: peer.map_or(0, |peer| self.packet_max(peer)),
             rtt_ms: peer.map_or(0.0, rtt_ms),
@@ -89,6 +89,16 @@ impl Node {
                 .map(|held| cipher_name(held.session.cipher))
                 .unwrap_or_default()
                 .to_owned(),
+        }
+    }
+
+    /// How frames travel on the direct path to a peer.
+    fn transport_to(&self, id: PeerId) -> &'static str {
+        let Some((slot, peer)) = self.peers.slot(&id).zip(self.peers.of(&id)) else { return "udp" };
+        match peer.transport.by() {
+            _ if self.is_fast(slot, peer) => "vxlan",
+            By::Udp => "udp",
+            By::Quic => "quic",
         }
     }
 
@@ -175,7 +185,10 @@ impl Node {
             for edge in self.graph.edges(from as u32) {
                 let Some(other) = self.graph.id(edge.to).filter(|other| id < other) else { continue };
                 let rtt_ms = f64::from(edge.cost) / 100.0;
-                links.push(api::TopologyLink { a: *id, b: other, rtt_ms, transport: "udp".into() });
+                // How others' frames travel they do not tell.
+                let far = if *id == self.me { Some(other) } else { (other == self.me).then_some(*id) };
+                let transport = far.map_or("udp", |far| self.transport_to(far)).into();
+                links.push(api::TopologyLink { a: *id, b: other, rtt_ms, transport });
             }
         }
         api::Topology { peers: self.topology.entries().map(peer).collect(), links }
@@ -252,13 +265,6 @@ impl Node {
     /// Direct links that are up.
     pub fn link_count(&self) -> usize {
         self.links.direct_count()
-    }
-}
-
-fn transport_name(peer: &Peer) -> &'static str {
-    match peer.transport.by() {
-        By::Udp => "udp",
-        By::Quic => "quic",
     }
 }
 

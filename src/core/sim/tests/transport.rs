@@ -105,6 +105,9 @@ fn each_end_keeps_to_its_own_policy_and_takes_what_comes() {
         let (mut sim, _) = pair(seed(), policies);
         assert_eq!(frames_until(&mut sim, ms(20_000), |_| false), None);
         assert_eq!(by(&sim), expected);
+        let drawn =
+            [0, 1].map(|host: HostId| sim.hosts[host].node.as_ref().unwrap().topology().links[0].transport.clone());
+        assert_eq!(drawn, expected, "the topology shows the own links as they are");
         let large = sim.inject_sized(0, Some(1), 1_300);
         sim.run(ms(50));
         assert_eq!(sim.reached(large), [1], "longer than QUIC takes: in fragments");
