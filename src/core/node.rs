@@ -13,6 +13,7 @@ mod io;
 mod ipam;
 mod links;
 mod mtu;
+mod offload;
 mod paths;
 mod peers;
 mod problems;
@@ -25,6 +26,7 @@ mod transport;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshnet_proto::PeerId;
@@ -89,6 +91,8 @@ pub struct Node {
     unspread: bool,
     publisher: Publisher,
     addresses: Vec<SocketAddr>,
+    /// Where datagrams go one by one, as was said last.
+    singly: Arc<[SocketAddr]>,
     pings: BTreeMap<u64, Ping>,
     notes: Notes,
     ipam: Option<ipam::Addresses>,
@@ -178,6 +182,7 @@ impl Node {
             unspread: false,
             publisher: Publisher::new(),
             addresses: Vec::new(),
+            singly: Arc::default(),
             pings: BTreeMap::new(),
             notes: Notes::default(),
             ipam,

@@ -190,6 +190,18 @@ pub enum Output {
         /// All of it.
         bytes: Vec<u8>,
     },
+    /// Send these bytes as several UDP datagrams of this length, in one segmented send even to addresses of [`Output::Singly`]: sealed probes that
+    /// prove whether such sends arrive.
+    Train {
+        /// Where.
+        to: SocketAddr,
+        /// All of them.
+        bytes: Vec<u8>,
+        /// Of each.
+        segment_bytes: usize,
+    },
+    /// To these addresses, and no others, datagrams go one by one: segmented sends do not arrive there.
+    Singly(Arc<[SocketAddr]>),
     /// Send this frame out of the VXLAN device: a probe of the kernel's fast path.
     FastProbe {
         /// To whom.

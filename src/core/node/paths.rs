@@ -55,9 +55,13 @@ impl Node {
             }
             if all {
                 self.tick_transport(now, slot);
+                self.tick_offload(now, slot);
                 self.tick_sizes(now, slot);
                 self.tick_fast(now, slot);
             }
+        }
+        if all {
+            self.tell_singly();
         }
     }
 
@@ -169,7 +173,8 @@ impl Node {
                 let mut answer = Answer::Unknown;
                 self.with_path(now, id, |path, at, out| answer = path.on_reply(at, probe.token, out));
                 let (Answer::Direct(rtt) | Answer::Relayed(rtt)) = answer else {
-                    if !self.on_transport_reply(now, slot, probe.token) {
+                    if !self.on_transport_reply(now, slot, probe.token) && !self.on_train_reply(now, slot, probe.token)
+                    {
                         self.on_size_reply(now, slot, probe.token);
                     }
                     return;
@@ -199,17 +204,9 @@ impl Node {
         to: Option<SocketAddr>,
         length: usize,
     ) {
-        let lane = self.config.lanes.saturating_sub(1);
-        let Some(held) = self.sessions.of(slot) else { return };
-        let mut datagram =
-            [&[0; OUTER_BYTES], Inner::plain(kind).emit().as_slice(), &probe.emit(), &[0; TAG_BYTES]].concat();
-        debug_assert_eq!(datagram.len(), OUTER_BYTES + INNER_BYTES + PROBE_BYTES + TAG_BYTES);
         let relayed =
             if to.is_none() { self.relays_to(slot).map_or(0, |(_, route)| route.overhead_bytes()) } else { 0 };
-        datagram.resize(length.saturating_sub(relayed).max(datagram.len()), 0);
-        if held.session.seal(lane, &mut datagram).is_err() {
-            return;
-        }
+        let Some(datagram) = self.sealed_probe(slot, kind, probe, length.saturating_sub(relayed)) else { return };
         match to {
             Some(to) => self.outputs.push_back(Output::Datagram { to, bytes: datagram }),
             None => {
@@ -218,6 +215,17 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// A probe of this length at least. `None` when it cannot be sealed now.
+    pub(super) fn sealed_probe(&self, slot: PeerSlot, kind: InnerKind, probe: Probe, length: usize) -> Option<Vec<u8>> {
+        let lane = self.config.lanes.saturating_sub(1);
+        let mut datagram =
+            [&[0; OUTER_BYTES], Inner::plain(kind).emit().as_slice(), &probe.emit(), &[0; TAG_BYTES]].concat();
+        debug_assert_eq!(datagram.len(), OUTER_BYTES + INNER_BYTES + PROBE_BYTES + TAG_BYTES);
+        datagram.resize(length.max(datagram.len()), 0);
+        self.sessions.of(slot)?.session.seal(lane, &mut datagram).ok()?;
+        Some(datagram)
     }
 
     /// Puts a sealed datagram on its way through relays.

@@ -10,6 +10,7 @@ use meshnet_proto::wire::fast::Trust;
 use meshnet_proto::{PeerId, limits};
 
 use super::mtu::Sizes;
+use super::offload::Trains;
 use super::{Node, Output};
 use crate::fib::{PeerSlot, StormBudget, Traffic};
 use crate::peer::fast::FastPath;
@@ -25,6 +26,7 @@ pub(super) struct Peer {
     pub path: PeerPath,
     pub transport: Transport,
     pub sizes: Sizes,
+    pub trains: Trains,
     /// VXLAN to it, when both ends trust the network.
     pub fast: FastPath,
     /// What its hello said of that.
@@ -81,6 +83,7 @@ impl Peer {
             path: PeerPath::new(timing, me < id, seed ^ id.short().0),
             transport: Transport::new(transport, seed.rotate_left(16) ^ id.short().0),
             sizes: Sizes::new(seed.rotate_left(32) ^ id.short().0),
+            trains: Trains::new(seed.rotate_left(48) ^ id.short().0),
             fast: FastPath::new(seed.rotate_left(16) ^ id.short().0),
             trust: None,
             fast_agreed: false,

@@ -4,8 +4,8 @@ use meshnet_proto::PeerId;
 use meshnet_proto::api::{self, LinkState};
 use meshnet_proto::wire::record::Record;
 
-use super::Node;
 use super::peers::Peer;
+use super::{Node, offload};
 use crate::fib::{Path, PeerSlot};
 use crate::gossip::GossipCounters;
 use crate::peer::from_link;
@@ -81,7 +81,10 @@ impl Node {
             reason: if silent {
                 Some("nothing comes back on the direct path: frames take another".to_owned())
             } else {
-                peer.filter(|peer| peer.transport.fell_back()).map(|_| FELL_BACK.to_owned()).or(sealed)
+                let slower = peer.filter(|peer| peer.transport.fell_back()).map(|_| FELL_BACK.to_owned());
+                let slower = slower.or_else(|| peer.filter(|_| !fast).and_then(offload::reason));
+                let reasons: Vec<String> = slower.into_iter().chain(sealed).collect();
+                (!reasons.is_empty()).then(|| reasons.join("; "))
             },
             retry_s: None,
             cipher: session

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            targets (dials, back-off) ──▶ link (hello, checks, duplicates) ──▶ path (probes, fail-over, return), mtu (its size), transport (UDP or QUIC),
-//!                                                                                fast (VXLAN beside it)
+//!                                                                                fast (VXLAN beside it), offload (segmented sends)
 //! ```
 //! Each file is one machine that is told the time and what happened and answers with what is to be done; none knows the others, the node ties them
 //! together. May use: proto, `session`, `fib` (marks of traffic). Deliberately lacks: topology, gossip, routes, bytes of datagrams.
@@ -10,6 +10,7 @@
 pub mod fast;
 pub mod link;
 pub mod mtu;
+pub mod offload;
 pub mod path;
 pub mod targets;
 pub mod transport;

@@ -46,6 +46,8 @@ pub struct Host {
     pub published: u64,
     /// The name of its cluster's secret: others refuse another.
     pub secret: u32,
+    /// Where it sends datagrams one by one.
+    pub(super) singly: Arc<[SocketAddr]>,
     pub(super) timer: Option<Time>,
     pub(super) refilled: Time,
     id: PeerId,
@@ -103,6 +105,7 @@ impl Host {
             sent_bytes: 0,
             published: 0,
             secret: 0,
+            singly: Arc::default(),
             timer: None,
             refilled: Time::ZERO,
             id: PeerId::default(),
@@ -116,6 +119,7 @@ impl Host {
         self.node = Some(node);
         self.forwarder = Forwarder::new(0, Arc::default(), Arc::default());
         self.fib = Arc::default();
+        self.singly = Arc::default();
         self.timer = None;
     }
 

@@ -355,6 +355,11 @@ impl Sim {
             Output::Send { link, bytes } => self.on_send(host, link, bytes),
             Output::Close { link, reason } => self.on_close(host, link, reason),
             Output::Datagram { to, bytes } => self.transmit(host, to, bytes),
+            Output::Train { to, bytes, segment_bytes } => {
+                let train = bytes.chunks(segment_bytes).map(|bytes| (to, bytes.to_vec())).collect();
+                self.transmit_run(host, train);
+            }
+            Output::Singly(addresses) => self.hosts[host].singly = addresses,
             // No kernel here: VXLAN never passes.
             Output::FastProbe { .. } => {}
             Output::Publish(fib) => self.hosts[host].publish(fib),
@@ -398,6 +403,35 @@ impl Sim {
         token
     }
 
+    /// Sends what one batch brought: equal datagrams to one address leave as one segmented send, but where the node said otherwise.
+    fn transmit_batch(&mut self, from: HostId, out: Vec<(SocketAddr, Vec<u8>)>) {
+        let mut run: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
+        for (to, bytes) in out {
+            let joins = run.first().is_some_and(|(first, one)| {
+                *first == to
+                    && bytes.len() <= one.len()
+                    && run.iter().all(|(_, other)| other.len() == one.len())
+                    && !self.hosts[from].singly.contains(&to)
+            });
+            if !joins {
+                let whole = std::mem::take(&mut run);
+                self.transmit_run(from, whole);
+            }
+            run.push((to, bytes));
+        }
+        self.transmit_run(from, run);
+    }
+
+    /// Sends datagrams that left as one segmented send.
+    fn transmit_run(&mut self, from: HostId, run: Vec<(SocketAddr, Vec<u8>)>) {
+        let broken = self.net.breaks_trains(from);
+        for (at, (to, bytes)) in run.into_iter().enumerate() {
+            if at == 0 || !broken {
+                self.transmit(from, to, bytes);
+            }
+        }
+    }
+
     /// Sends one datagram over the underlay.
     fn transmit(&mut self, from: HostId, to: SocketAddr, bytes: Vec<u8>) {
         self.metrics.datagrams += 1;
@@ -426,9 +460,7 @@ impl Sim {
         }
         let mut delivered = Vec::new();
         let result = state.receive(tick, from, bytes, &mut delivered);
-        for (address, datagram) in result.out {
-            self.transmit(to, address, datagram);
-        }
+        self.transmit_batch(to, result.out);
         for input in result.inputs {
             self.input(to, input);
         }
@@ -468,9 +500,7 @@ impl Sim {
             return number;
         }
         let result = self.hosts[from].send(tick, &frame);
-        for (address, datagram) in result.out {
-            self.transmit(from, address, datagram);
-        }
+        self.transmit_batch(from, result.out);
         for input in result.inputs {
             self.input(from, input);
         }

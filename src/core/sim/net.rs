@@ -71,6 +71,8 @@ pub struct Net {
     groups: BTreeMap<HostId, u32>,
     /// From, to: only QUIC passes.
     data_cuts: BTreeSet<(HostId, HostId)>,
+    /// Hosts whose devices lose all but the first datagram of a segmented send.
+    train_breakers: BTreeSet<HostId>,
     /// The largest packet between two hosts, the lower first; any size when there is none.
     sizes: BTreeMap<(HostId, HostId), usize>,
 }
@@ -87,6 +89,7 @@ impl Net {
             cuts: BTreeSet::new(),
             groups: BTreeMap::new(),
             data_cuts: BTreeSet::new(),
+            train_breakers: BTreeSet::new(),
             sizes: BTreeMap::new(),
         }
     }
@@ -145,6 +148,20 @@ impl Net {
     /// Whether sealed datagrams are lost in this direction.
     pub fn refuses_data(&self, from: HostId, to: HostId) -> bool {
         self.data_cuts.contains(&(from, to))
+    }
+
+    /// The device of a host loses all but the first datagram of each segmented send, or none any more.
+    pub fn break_trains(&mut self, host: HostId, broken: bool) {
+        if broken {
+            self.train_breakers.insert(host)
+        } else {
+            self.train_breakers.remove(&host)
+        };
+    }
+
+    /// Whether the device of a host does so.
+    pub fn breaks_trains(&self, host: HostId) -> bool {
+        self.train_breakers.contains(&host)
     }
 
     /// The path between two hosts takes packets (IP and UDP included) up to `bytes`; larger ones vanish, and nobody is told.

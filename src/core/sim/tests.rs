@@ -4,6 +4,7 @@ mod addresses;
 mod faults;
 mod large;
 mod mtu;
+mod offload;
 mod transport;
 
 use super::*;
