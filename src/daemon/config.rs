@@ -58,6 +58,8 @@ pub struct Settings {
     pub expose: Option<Expose>,
     /// How frames travel.
     pub transport: Transport,
+    /// False: as on a kernel that moves one frame or datagram a call.
+    pub offload: bool,
     /// Underlay subnets in which frames may travel in the clear.
     pub trusted_subnets: Vec<IpNet>,
     /// False: connect only to [`Settings::peers`].
@@ -104,6 +106,7 @@ impl Settings {
             ("ipam-init", self.ipam_init.to_string()),
             ("expose", or(self.expose.map(|expose| expose.to_string()), "none")),
             ("transport", format!("{:?}", self.transport).to_lowercase()),
+            ("offload", if self.offload { "auto" } else { "off" }.to_owned()),
             ("trusted-subnet", list(self.trusted_subnets.iter().map(ToString::to_string).collect())),
             ("no-discovery", (!self.discovery).to_string()),
             ("max-links", self.max_links.to_string()),
@@ -366,6 +369,7 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         ipam_init: texts.one("ipam-init", str::parse)?.unwrap_or(IpamInit::Auto),
         expose: texts.one("expose", expose)?.flatten(),
         transport,
+        offload: texts.one("offload", |text| value::word(text, &OFFLOAD))?.unwrap_or(true),
         trusted_subnets: trusted_subnets(&texts)?,
         discovery: !texts.switch("no-discovery")?,
         max_links: texts.one("max-links", |text| value::number(text, 1, limits::RECORD_LINKS_MAX))?.unwrap_or(128),
@@ -500,6 +504,7 @@ const MTU_MAX: u16 = u16::MAX - 190;
 const WORKERS_MAX: usize = (limits::LANES_MAX - 1) / 2;
 /// Beyond four queues the gain in the measurements was gone.
 const WORKERS_AUTO_MAX: usize = 4;
+const OFFLOAD: [(&str, bool); 2] = [("auto", true), ("off", false)];
 const TRANSPORTS: [(&str, Transport); 3] =
     [("auto", Transport::Auto), ("udp", Transport::Udp), ("quic", Transport::Quic)];
 const PROFILES: [(&str, Profile); 2] = [("default", Profile::Default), ("fast", Profile::Fast)];

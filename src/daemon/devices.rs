@@ -176,7 +176,7 @@ impl Devices {
         let underlay = netlink.underlay(&bridge, &[]).await?;
         let mtu = overlay_mtu(settings, &underlay);
         let tap_name = tap_name(&bridge);
-        let tap = Tap::open(&tap_name, settings.workers)?;
+        let tap = open_tap(&tap_name, settings)?;
         let mut desired = Desired {
             bridge: bridge.clone(),
             mac: stable_mac(&me),
@@ -186,7 +186,14 @@ impl Devices {
             exposed: Vec::new(),
         };
         let changes = netlink.ensure(&desired).await?;
-        info!(bridge, tap = desired.tap, mtu, changes = words(&changes), "devices");
+        info!(
+            bridge,
+            tap = desired.tap,
+            mtu,
+            offloads = tap.abilities().join(" "),
+            changes = words(&changes),
+            "devices"
+        );
         // Those of an earlier run stay: the bridge was never taken away.
         desired.exposed = netlink.exposed(&bridge).await?;
         let found = desired.exposed.clone();
@@ -211,7 +218,7 @@ impl Devices {
             lost: Arc::clone(&lost),
             view: view.clone(),
             notices,
-            superframes: tap.superframes(),
+            offloads: tap.abilities(),
             hosts: Vec::new(),
             further: BTreeMap::new(),
         };
@@ -281,7 +288,8 @@ struct Keeper {
     lost: Arc<Notify>,
     view: View,
     notices: mpsc::Sender<Notice>,
-    superframes: (bool, bool),
+    /// What the TAP does in one call.
+    offloads: Vec<&'static str>,
     hosts: Vec<(u32, Mac)>,
     /// Addresses of namespaces that are not their interface's first, by the interface's MAC address.
     further: BTreeMap<u32, Mac>,
@@ -319,8 +327,8 @@ impl Keeper {
         let follow = self.follow(&underlay).await;
         let mut changes = self.netlink.ensure(&self.desired).await?;
         if changes.contains(&Change::TapMissing) {
-            let tap = Tap::open(&self.desired.tap, self.settings.workers)?;
-            self.superframes = tap.superframes();
+            let tap = open_tap(&self.desired.tap, &self.settings)?;
+            self.offloads = tap.abilities();
             changes.extend(self.netlink.ensure(&self.desired).await?);
             self.tell(Notice::Tap(tap)).await;
         }
@@ -367,9 +375,6 @@ impl Keeper {
     }
 
     fn show(&self, problem: Option<Problem>) {
-        let mut offloads = vec!["vnet-header"];
-        offloads.extend(self.superframes.0.then_some("tso"));
-        offloads.extend(self.superframes.1.then_some("uso"));
         let mut shown = self.view.lock();
         shown.problem = problem;
         shown.device = Device {
@@ -377,7 +382,7 @@ impl Keeper {
             tap: self.desired.tap.clone(),
             mtu: self.desired.mtu,
             queues: self.settings.workers as u32,
-            offloads: offloads.into_iter().map(str::to_owned).collect(),
+            offloads: self.offloads.iter().copied().map(str::to_owned).collect(),
             exposed: self.desired.exposed.iter().map(ToString::to_string).collect(),
         };
     }
@@ -455,6 +460,10 @@ fn number(net: &IpNet) -> Option<u32> {
 fn mac_of(address: u32) -> Mac {
     let [a, b, c, d] = address.to_be_bytes();
     Mac([0x0a, 0x58, a, b, c, d])
+}
+
+fn open_tap(name: &str, settings: &Settings) -> Result<Tap> {
+    Ok(if settings.offload { Tap::open(name, settings.workers) } else { Tap::open_plain(name, settings.workers) }?)
 }
 
 /// The TAP of a bridge: its name must differ between two peers in one namespace, as their bridges do.

@@ -222,6 +222,12 @@ impl Driver {
                     debug!(%to, %error, "probe not sent");
                 }
             }
+            Output::Train { to, bytes, segment_bytes } => {
+                if let Err(error) = self.sockets.send_train(to, &bytes, segment_bytes) {
+                    debug!(%to, %error, "probes not sent");
+                }
+            }
+            Output::Singly(addresses) => self.sockets.go_singly(&addresses),
             Output::FastProbe { slot, frame } => self.fast.probe(slot, frame),
             Output::Publish(fib) => {
                 self.fast.publish(&fib);

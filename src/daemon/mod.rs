@@ -47,7 +47,7 @@ use tracing::{error, info, warn};
 
 use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
 use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address, virtual_peer};
-use crate::udp::UdpSockets;
+use crate::udp::{Abilities, UdpSockets};
 use crate::{api, telemetry};
 use addresses::Addresses;
 use backend::Asker;
@@ -105,7 +105,12 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let state = Arc::new(state);
     let Peer { seed, id: me, store, kept: before } = peer::begin(settings, &state)?;
     let (asker, requests) = Asker::new();
-    let sockets = Arc::new(UdpSockets::bind(settings.listen, settings.workers)?);
+    let wanted = if settings.offload { Abilities::ALL } else { Abilities::NONE };
+    let sockets = Arc::new(UdpSockets::bind_with(settings.listen, settings.workers, wanted)?);
+    if sockets.abilities() != wanted {
+        let has: Vec<&str> = sockets.abilities().words().collect();
+        info!(offloads = has.join(" "), "the kernel does not move many datagrams in one call: slower");
+    }
     let tasks = listen(settings, asker)?;
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 

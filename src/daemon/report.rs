@@ -34,7 +34,8 @@ impl Facts {
 impl Driver {
     pub(super) fn status(&self, now: Time) -> Status {
         let mut problems = self.node.problems(now);
-        let device = self.facts.view.device();
+        let mut device = self.facts.view.device();
+        device.offloads.extend(self.sockets.abilities().words().map(str::to_owned));
         problems.extend(self.facts.view.problems());
         problems.extend(self.addresses.problems());
         problems.extend(self.ipam.claims.problems());

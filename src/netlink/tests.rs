@@ -61,7 +61,7 @@ async fn card(netlink: &Netlink, name: &str, address: &str, mtu: u32) {
 }
 
 fn tap() -> OwnedFd {
-    tun::open_queue("meshtap").expect("a TAP")
+    tun::open_queue("meshtap", true).expect("a TAP").0
 }
 
 /// Bridge and TAP as they should be, as the observer shows them.

@@ -116,6 +116,12 @@ pub fn set_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
+/// Whether the kernel knows segmented sends. One that does not ignores their control data, and sends all in one datagram.
+pub fn knows_segments(socket: BorrowedFd<'_>) -> bool {
+    // None by itself, which is how it was.
+    set_int(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+}
+
 /// Sets the "don't fragment" bit on all that is sent, and lets the device's MTU alone limit it, not what ICMP messages from anywhere claim.
 pub fn set_probe_mtu(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
     if v6 {

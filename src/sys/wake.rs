@@ -72,6 +72,13 @@ pub fn writable(fd: BorrowedFd<'_>, longest: Duration) -> bool {
     matches!(poll(&mut fds, longest.as_ref()), Ok(1..)) && fds[0].revents().contains(PollFlags::OUT)
 }
 
+/// Waits until `fd` has something to read, `longest` at most. False when it still has not.
+pub fn readable(fd: BorrowedFd<'_>, longest: Duration) -> bool {
+    let longest = Timespec::try_from(longest).ok();
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    matches!(poll(&mut fds, longest.as_ref()), Ok(1..)) && fds[0].revents().contains(PollFlags::IN)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

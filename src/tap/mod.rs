@@ -9,6 +9,7 @@
 //! ```
 //! May use `sys`, `buf`. Deliberately lacks: addresses, MTU, bridge and queue length (`txqueuelen`) of the device; those are `netlink`'s.
 
+mod proof;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -57,6 +58,12 @@ pub struct Tap {
 pub struct TapQueue {
     descriptor: Arc<OwnedFd>,
     health: Arc<TapHealth>,
+    /// A [`VNET_HEADER_BYTES`] header stands before each frame; without one checksums are completed and super-frames cut here.
+    headers: bool,
+    /// Kinds of super-frames that the kernel refused at the start: a bit for each [`Gso::number`].
+    refused_kinds: u8,
+    /// A frame whose checksum is completed here; empty until that is needed.
+    plain: Vec<u8>,
     /// Writes of super-frames to cut here, after the kernel refused one whole.
     cut_here_writes: u32,
     /// A super-frame to cut here; empty until that is needed.
@@ -98,17 +105,26 @@ pub enum WriteError {
 impl Tap {
     /// Opens `queues` queues of the TAP `name`, made when missing, with all offloads that the kernel has.
     pub fn open(name: &str, queues: usize) -> Result<Tap, TapError> {
-        Tap::open_with(name, queues, &tun::OFFLOADS)
+        Tap::open_with(name, queues, true, &tun::OFFLOADS)
     }
 
-    fn open_with(name: &str, queues: usize, wanted: &[u32]) -> Result<Tap, TapError> {
+    /// The same as on a kernel that has none of them: whole frames with their checksums, one a call.
+    pub fn open_plain(name: &str, queues: usize) -> Result<Tap, TapError> {
+        Tap::open_with(name, queues, false, &[0])
+    }
+
+    fn open_with(name: &str, queues: usize, headers: bool, wanted: &[u32]) -> Result<Tap, TapError> {
         let health = Arc::new(TapHealth::default());
         let mut opened = Vec::with_capacity(queues);
         for _ in 0..queues.max(1) {
-            let descriptor = tun::open_queue(name).map_err(|error| TapError::from_io(name, error))?;
+            let (descriptor, headers) =
+                tun::open_queue(name, headers).map_err(|error| TapError::from_io(name, error))?;
             opened.push(TapQueue {
                 descriptor: Arc::new(descriptor),
                 health: Arc::clone(&health),
+                headers,
+                refused_kinds: 0,
+                plain: Vec::new(),
                 cut_here_writes: 0,
                 scratch: Vec::new(),
                 #[cfg(test)]
@@ -117,7 +133,10 @@ impl Tap {
         }
         // The setting belongs to the device, not to the queue.
         let first = &opened[0].descriptor;
+        let wanted = if opened[0].headers { wanted } else { &[0] };
         let taken = wanted.iter().find(|offloads| tun::set_offload(first, **offloads).is_ok());
+        let refused_kinds = if opened[0].headers { proof::refused_kinds(&mut opened[0]) } else { 0 };
+        opened.iter_mut().for_each(|queue| queue.refused_kinds = refused_kinds);
         Ok(Tap { name: name.to_owned(), offloads: taken.copied().unwrap_or(0), queues: opened })
     }
 
@@ -136,6 +155,14 @@ impl Tap {
         &self.queues[0].health
     }
 
+    /// What the kernel does on it, in words of its own.
+    pub fn abilities(&self) -> Vec<&'static str> {
+        let (tcp, udp) = self.superframes();
+        let checksums = self.offloads & libc::TUN_F_CSUM != 0 && !tcp;
+        let all = [("vnet-header", self.queues[0].headers), ("csum", checksums), ("tso", tcp), ("uso", udp)];
+        all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    }
+
     /// Whether TCP comes in super-frames, and UDP.
     pub fn superframes(&self) -> (bool, bool) {
         let [with_udp, with_tcp, ..] = tun::OFFLOADS;
@@ -146,11 +173,17 @@ impl Tap {
 impl TapQueue {
     /// Reads one frame or super-frame into `buffer` (of [`READ_BYTES`]); gives where it is. Never blocks.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<(Offload, Range<usize>), ReadError> {
-        let length = rustix::io::read(&*self.descriptor, &mut *buffer).map_err(|error| match error {
+        let start = if self.headers { 0 } else { VNET_HEADER_BYTES };
+        let room = buffer.get_mut(start..).ok_or(ReadError::Malformed)?;
+        let length = rustix::io::read(&*self.descriptor, room).map_err(|error| match error {
             rustix::io::Errno::AGAIN | rustix::io::Errno::INTR => ReadError::Empty,
             // EBADFD when the device was deleted. Any other is no better: a device that cannot be read has to be made anew.
             _ => ReadError::Lost,
         })?;
+        if !self.headers {
+            let at = start..start + length;
+            return if length < ETHERNET_BYTES { Err(ReadError::Malformed) } else { Ok((Offload::default(), at)) };
+        }
         let (header, frame) = buffer[..length].split_first_chunk().ok_or(ReadError::Malformed)?;
         let offload = parse(header, frame).ok_or(ReadError::Malformed)?;
         Ok((offload, VNET_HEADER_BYTES..length))
@@ -160,6 +193,9 @@ impl TapQueue {
     pub fn write(&mut self, offload: &Offload, parts: &[&[u8]]) -> Result<(), WriteError> {
         if offload.gso == Gso::None {
             return self.write_whole(offload, parts).map_err(why);
+        }
+        if !self.headers || self.refused_kinds & bit(offload.gso) != 0 {
+            return self.write_cut(offload, parts);
         }
         if self.cut_here_writes > 0 {
             self.cut_here_writes -= 1;
@@ -177,7 +213,10 @@ impl TapQueue {
         }
     }
 
-    fn write_whole(&self, offload: &Offload, parts: &[&[u8]]) -> rustix::io::Result<()> {
+    fn write_whole(&mut self, offload: &Offload, parts: &[&[u8]]) -> rustix::io::Result<()> {
+        if !self.headers {
+            return self.write_plain(offload, parts);
+        }
         #[cfg(test)]
         if self.refuse && offload.gso != Gso::None {
             return Err(rustix::io::Errno::INVAL);
@@ -188,6 +227,16 @@ impl TapQueue {
         let room = all.get_mut(1..=parts.len()).ok_or(rustix::io::Errno::INVAL)?;
         room.iter_mut().zip(parts).for_each(|(to, part)| *to = IoSlice::new(part));
         rustix::io::writev(&*self.descriptor, &all[..=parts.len()]).map(|_| ())
+    }
+
+    /// Writes a frame to a device without headers: its checksum has to be complete.
+    fn write_plain(&mut self, offload: &Offload, parts: &[&[u8]]) -> rustix::io::Result<()> {
+        self.plain.clear();
+        parts.iter().for_each(|part| self.plain.extend_from_slice(part));
+        if offload.needs_csum && !segment::complete(offload, &mut self.plain) {
+            return Err(rustix::io::Errno::INVAL);
+        }
+        rustix::io::write(&*self.descriptor, &self.plain).map(|_| ())
     }
 
     /// Cuts a super-frame as a network card would, and writes its segments.
@@ -238,6 +287,11 @@ fn why(error: rustix::io::Errno) -> WriteError {
         rustix::io::Errno::INVAL => WriteError::Malformed,
         _ => WriteError::Full,
     }
+}
+
+/// Of [`TapQueue::refused_kinds`].
+fn bit(gso: Gso) -> u8 {
+    1 << gso.number()
 }
 
 /// Reads a virtio header; `None` for what was not asked for and for a frame shorter than what its header speaks of.

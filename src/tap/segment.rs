@@ -111,6 +111,19 @@ fn put16(bytes: &mut [u8], at: usize, value: usize) {
     bytes[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }
 
+/// Completes a checksum that holds the pseudo header's sum alone. False when it would lie outside the frame.
+pub fn complete(offload: &Offload, frame: &mut [u8]) -> bool {
+    let start = usize::from(offload.csum_start);
+    let at = start + usize::from(offload.csum_offset);
+    let Some(part) = frame.get(start..).filter(|_| at + 2 <= frame.len()) else { return false };
+    let (even, odd) = part.split_at(part.len() & !1);
+    let last = odd.first().map_or(0, |byte| u32::from(*byte) << 8);
+    let sum = !sum(even, last);
+    // Nought says that there is no checksum (RFC 768); to TCP the two are the same.
+    put16(frame, at, usize::from(if sum == 0 { 0xffff } else { sum }));
+    true
+}
+
 /// The one's complement sum (RFC 1071) of an even number of bytes.
 fn sum(bytes: &[u8], start: u32) -> u16 {
     let mut sum = start + bytes.as_chunks::<2>().0.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum::<u32>();

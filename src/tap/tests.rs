@@ -12,13 +12,20 @@ const B: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// Two TAPs on one bridge in a namespace of their own; `wanted` are the offloads of the second.
 fn bridged<T: Send>(wanted: &[u32], work: impl FnOnce(Tap, Tap) -> T + Send) -> T {
+    bridged_with(|| Tap::open("ta", 1).unwrap(), || Tap::open_with("tb", 1, true, wanted).unwrap(), work)
+}
+
+fn bridged_with<T: Send>(
+    first: impl FnOnce() -> Tap + Send,
+    second: impl FnOnce() -> Tap + Send,
+    work: impl FnOnce(Tap, Tap) -> T + Send,
+) -> T {
     let netns = netns();
     netns
         .run(|| {
             ip("link add br0 type bridge mcast_snooping 0");
             ip("link set br0 up");
-            let a = Tap::open("ta", 1).unwrap();
-            let b = Tap::open_with("tb", 1, wanted).unwrap();
+            let (a, b) = (first(), second());
             for name in [a.name(), b.name()] {
                 ip(&format!("link set {name} master br0 up"));
             }
@@ -217,4 +224,76 @@ fn headers_that_were_not_asked_for_are_not_taken() {
     assert_eq!(parse(&header(1, 1, 10, 95), &frame), None, "past the end");
     assert_eq!(parse(&header(0, 0, 0, 0), &frame[..13]), None, "no Ethernet header");
     assert!(parse(&header(1, 5, 10, 34), &frame).is_some());
+}
+
+#[test]
+fn a_device_without_headers_takes_and_gives_whole_frames() {
+    let plain = |name: &'static str| move || Tap::open_plain(name, 1).unwrap();
+    for (gso, payload, size) in [(Gso::Tcp4, 5_001, 1200), (Gso::Tcp6, 5_001, 1200), (Gso::Udp, 5_500, 1000)] {
+        let (offload, frame) = superframe(gso, payload, size);
+        let count = payload.div_ceil(usize::from(size));
+        let frames = |mut from: TapQueue, mut to: TapQueue| -> Vec<Vec<u8>> {
+            from.write(&offload, &[&frame[..99], &frame[99..]]).unwrap();
+            (0..count).map(|_| next(&mut to)).inspect(|(got, _)| assert!(!got.needs_csum)).map(|got| got.1).collect()
+        };
+        // What the kernel makes of it for a reader that takes no offload is the measure.
+        let right = bridged(&[0], |a, b| frames(a.queues()[0].clone(), b.queues()[0].clone()));
+        let both = bridged_with(plain("ta"), plain("tb"), |a, b| {
+            assert_eq!((a.abilities(), a.superframes()), (vec![], (false, false)));
+            let (a, b) = (a.queues()[0].clone(), b.queues()[0].clone());
+            // Nothing is refused: this is how it is.
+            let got = frames(a.clone(), b);
+            assert_eq!(a.health.superframes_refused(), 0);
+            got
+        });
+        assert_eq!(both, right, "{gso:?}");
+        // And into such a device from one with everything.
+        let into = bridged_with(
+            || Tap::open("ta", 1).unwrap(),
+            plain("tb"),
+            |a, b| frames(a.queues()[0].clone(), b.queues()[0].clone()),
+        );
+        assert_eq!(into, right, "{gso:?}");
+    }
+}
+
+#[test]
+fn each_lesser_device_says_what_it_does() {
+    for (wanted, words) in tun::OFFLOADS.iter().zip([
+        &["vnet-header", "tso", "uso"][..],
+        &["vnet-header", "tso"],
+        &["vnet-header", "csum"],
+        &["vnet-header"],
+    ]) {
+        bridged(&[*wanted], |a, b| {
+            assert_eq!(b.abilities(), words);
+            // Checksums that a reader does not take are completed before.
+            let (mut a, mut b) = (a.queues()[0].clone(), b.queues()[0].clone());
+            let (offload, frame) = superframe(Gso::Tcp4, 900, 1000);
+            let one = Offload { gso: Gso::None, gso_size: 0, header_len: 0, ecn: false, ..offload };
+            a.write(&one, &[&frame]).unwrap();
+            let (got, bytes) = next(&mut b);
+            assert_eq!((got.needs_csum, bytes == frame), (*wanted != 0, *wanted != 0));
+        });
+    }
+    // A kernel that knows none of the flags that are asked for.
+    bridged(&[1 << 30], |_, b| assert_eq!(b.abilities(), ["vnet-header"]));
+}
+
+#[test]
+fn before_it_is_up_a_device_tells_what_it_would_refuse() {
+    netns()
+        .run(|| {
+            let tap = Tap::open("t0", 1).unwrap();
+            let mut queue = tap.queues()[0].clone();
+            assert_eq!(queue.refused_kinds & !bit(Gso::Udp), 0, "TCP is taken by every kernel");
+            let (good, frame) = superframe(Gso::Tcp4, 2001, 1000);
+            assert_eq!(queue.write_whole(&good, &[&frame]), Err(rustix::io::Errno::IO), "sound, but down");
+            let bad = Offload { csum_start: 60_000, ..good };
+            assert_eq!(queue.write_whole(&bad, &[&frame]), Err(rustix::io::Errno::INVAL), "looked at all the same");
+            queue.refuse = true;
+            let all = [Gso::Tcp4, Gso::Tcp6, Gso::Udp].into_iter().fold(0, |bits, gso| bits | bit(gso));
+            assert_eq!(proof::refused_kinds(&mut queue), all);
+        })
+        .unwrap();
 }

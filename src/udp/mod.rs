@@ -8,6 +8,7 @@
 //! May use `sys`, `buf`, and the core's contract [`Transmit`](meshnet_core::forward::Transmit). Deliberately lacks: knowledge of what it carries.
 
 mod inbox;
+mod proof;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
+use meshnet_core::fib::is_link;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::buf::{RUN_MAX_BYTES, RUN_MAX_SEGMENTS};
@@ -48,6 +51,28 @@ pub struct UdpSockets {
     sockets: Vec<Arc<Port>>,
     address: SocketAddr,
     carrier: Arc<OnceLock<Carrier>>,
+    abilities: Abilities,
+}
+
+/// What the kernel does with many datagrams in one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// It cuts what is sent (`UDP_SEGMENT`, Linux 4.18).
+    pub segments: bool,
+    /// It joins what comes (`UDP_GRO`, Linux 5.0).
+    pub joins: bool,
+}
+
+impl Abilities {
+    /// Both, as far as the kernel has them.
+    pub const ALL: Abilities = Abilities { segments: true, joins: true };
+    /// One datagram a call, as on a kernel that knows neither.
+    pub const NONE: Abilities = Abilities { segments: false, joins: false };
+
+    /// For people.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        [("udp-gso", self.segments), ("udp-gro", self.joins)].into_iter().filter(|(_, has)| *has).map(|(name, _)| name)
+    }
 }
 
 /// One socket.
@@ -77,11 +102,22 @@ pub(crate) struct Health {
     /// Joined sends that the kernel refused though it took their datagrams one by one.
     gso_refused: AtomicU64,
     said: AtomicBool,
+    /// The kernel cuts segmented sends.
+    segments: bool,
+    /// There are addresses in `singly`.
+    any_singly: AtomicBool,
+    /// Segmented sends do not arrive there.
+    singly: ArcSwap<Box<[SocketAddr]>>,
 }
 
 impl UdpSockets {
-    /// Binds `count` sockets to `listen`. `[::]` takes IPv4 as well; on a machine without IPv6 it means `0.0.0.0`.
+    /// Binds `count` sockets to `listen`, with all that the kernel has. `[::]` takes IPv4 as well; on a machine without IPv6 it means `0.0.0.0`.
     pub fn bind(listen: SocketAddr, count: usize) -> Result<UdpSockets, UdpError> {
+        UdpSockets::bind_with(listen, count, Abilities::ALL)
+    }
+
+    /// The same with these abilities of the kernel at most.
+    pub fn bind_with(listen: SocketAddr, count: usize, wanted: Abilities) -> Result<UdpSockets, UdpError> {
         let (first, listen) = match open(listen, false) {
             Err(error) if listen.is_ipv6() && listen.ip().is_unspecified() && no_ipv6(&error) => {
                 let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port()));
@@ -89,7 +125,6 @@ impl UdpSockets {
             }
             other => (other, listen),
         };
-        let (health, carrier) = (Arc::new(Health::default()), Arc::new(OnceLock::new()));
         let wrap = |error: io::Error| UdpError::from_io(listen, error);
         // The first is bound alone, so that a port in use is noticed; only then the port is opened to our other sockets.
         let first = first.map_err(wrap)?;
@@ -99,10 +134,14 @@ impl UdpSockets {
         for _ in 1..count {
             opened.push(open(address, true).map_err(wrap)?);
         }
+        let joins = wanted.joins && opened.iter().all(|socket| socket::set_gro(socket.as_fd()).is_ok());
+        let segments = wanted.segments && proof::segments(&opened[0]);
+        let health = Arc::new(Health { segments, ..Health::default() });
+        let carrier = Arc::new(OnceLock::new());
         let v6 = address.is_ipv6();
         let port = |socket| Port { socket, v6, health: Arc::clone(&health), carrier: Arc::clone(&carrier) };
         let sockets = opened.into_iter().map(|socket| Arc::new(port(socket))).collect();
-        Ok(UdpSockets { sockets, address, carrier })
+        Ok(UdpSockets { sockets, address, carrier, abilities: Abilities { segments, joins } })
     }
 
     /// Who takes datagrams to addresses that are none of the underlay. Given once.
@@ -114,6 +153,23 @@ impl UdpSockets {
     /// The address that was bound.
     pub fn local_address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What the kernel does with many datagrams in one call.
+    pub fn abilities(&self) -> Abilities {
+        self.abilities
+    }
+
+    /// To these addresses, and no others, datagrams go one by one from now on.
+    pub fn go_singly(&self, addresses: &[SocketAddr]) {
+        let health = &self.sockets[0].health;
+        health.singly.store(Arc::new(addresses.into()));
+        health.any_singly.store(!addresses.is_empty(), Relaxed);
+    }
+
+    /// Sends datagrams of this length in one segmented send, even where others go one by one: to see whether it arrives.
+    pub fn send_train(&self, to: SocketAddr, bytes: &[u8], segment_bytes: usize) -> io::Result<()> {
+        self.send_runs(to, bytes, segment_bytes, 0, self.abilities.segments)
     }
 
     /// How many sockets there are.
@@ -128,12 +184,20 @@ impl UdpSockets {
 
     /// As [`UdpSockets::send`], with ECN bits.
     pub fn send_marked(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>, ecn: u8) -> io::Result<()> {
-        let port = &self.sockets[0];
         let segment = segment_size.filter(|size| *size < bytes.len());
-        let Some(size) = segment else { return port.send(to, bytes, None, ecn) };
+        let Some(size) = segment else { return self.sockets[0].send(to, bytes, None, ecn) };
+        self.send_runs(to, bytes, size, ecn, self.sockets[0].joins_to(to))
+    }
+
+    fn send_runs(&self, to: SocketAddr, bytes: &[u8], size: usize, ecn: u8, joined: bool) -> io::Result<()> {
+        let port = &self.sockets[0];
         let most = (RUN_MAX_BYTES / size.max(1)).min(RUN_MAX_SEGMENTS) * size;
         if size == 0 || most == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // What is carried by a link is never handed to the kernel in one piece.
+        if !joined && !is_link(to) {
+            return bytes.chunks(size).try_for_each(|one| port.send(to, one, None, ecn));
         }
         for run in bytes.chunks(most) {
             let segment = u16::try_from(size).ok().filter(|_| run.len() > size);
@@ -172,6 +236,12 @@ impl AsFd for UdpSockets {
 }
 
 impl Port {
+    /// Whether a segmented send to this address may leave.
+    fn joins_to(&self, to: SocketAddr) -> bool {
+        let health = &*self.health;
+        health.segments && !(health.any_singly.load(Relaxed) && health.singly.load().contains(&to))
+    }
+
     fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<u16>, ecn: u8) -> io::Result<()> {
         if to.is_ipv6()
             && let Some(Carrier(carry)) = self.carrier.get()
@@ -236,7 +306,6 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     }
     opened.set_reuse_port(shared)?;
     opened.bind(&address.into())?;
-    socket::set_gro(opened.as_fd())?;
     // DF on both families: no router on the way may cut a sealed datagram, since pieces defeat joining and one lost piece loses all. And no ICMP message
     // shrinks the path, since anybody can send one: the overlay's MTU leaves room by itself, and QUIC probes for its own.
     socket::set_probe_mtu(opened.as_fd(), v6)?;

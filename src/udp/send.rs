@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshnet_core::counters::{Counters, DropReason};
+use meshnet_core::fib::is_link;
 use meshnet_core::forward::Transmit;
 
 use super::{Port, blames_segmentation};
@@ -47,6 +48,8 @@ impl SendBatch {
             self.send_each();
         } else if self.one_by_one_runs > 0 {
             self.one_by_one_runs -= 1;
+            self.send_each();
+        } else if !self.port.joins_to(self.run.to()) && !is_link(self.run.to()) {
             self.send_each();
         } else {
             self.send_whole();

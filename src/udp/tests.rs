@@ -167,3 +167,69 @@ fn the_inbox_is_bounded_and_counts_what_it_drops() {
     assert_eq!(inbox.take(), Some(datagram(0)));
     assert!(inbox.put(datagram(0)));
 }
+
+#[test]
+fn without_the_kernels_help_all_arrives_one_by_one() {
+    for (a_has, b_has) in [
+        (Abilities::NONE, Abilities::ALL),
+        (Abilities::ALL, Abilities::NONE),
+        (Abilities { joins: true, segments: false }, Abilities { joins: false, segments: true }),
+    ] {
+        let bind = |has| UdpSockets::bind_with("[::]:0".parse().unwrap(), 2, has).unwrap();
+        let (a, b) = (bind(a_has), bind(b_has));
+        assert_eq!((a.abilities(), b.abilities()), (a_has, b_has));
+        for address in ["127.0.0.1", "::1"] {
+            // Of the two sockets of the port the kernel chooses one for each sender.
+            let all = |sockets: &UdpSockets| {
+                let mut buffer = vec![0; RECEIVE_MAX_BYTES];
+                let (mut all, mut calls) = (Vec::new(), 0);
+                for worker in 0..2 {
+                    while let Ok(received) = sockets.receive_batch(worker).receive(&mut buffer) {
+                        calls += 1;
+                        all.extend(strides(received.length, received.stride).map(|at| (buffer[at.start], at.len())));
+                    }
+                }
+                (all, calls)
+            };
+            let to = at(&b, address);
+            let mut batch = a.send_batch(0, Arc::default());
+            (0..5).for_each(|i| put(&mut batch, to, 1000, i));
+            batch.flush();
+            assert_eq!(all(&b), ((0..5).map(|i| (i, 1000)).collect(), 5));
+            a.send(to, &[7; 2500], Some(1000)).unwrap();
+            a.send_train(to, &[8; 3000], 1000).unwrap();
+            let (got, calls) = all(&b);
+            assert_eq!((got.iter().map(|(_, length)| *length).sum::<usize>(), got.len(), calls), (5500, 6, 6));
+        }
+    }
+}
+
+#[test]
+fn to_some_addresses_only_trains_are_joined() {
+    let (a, b, c) = (sockets("[::]:0"), sockets("[::]:0"), sockets("[::]:0"));
+    let (to_b, to_c) = (at(&b, "127.0.0.1"), at(&c, "127.0.0.1"));
+    let mut batch = a.send_batch(0, Arc::default());
+    let mut calls = |a: &UdpSockets, b: &UdpSockets, to| {
+        (0..4).for_each(|i| put(&mut batch, to, 500, i));
+        batch.flush();
+        let by_batch = receive_all(b);
+        a.send(to, &[1; 2000], Some(500)).unwrap();
+        let by_send = receive_all(b);
+        a.send_train(to, &[2; 2000], 500).unwrap();
+        let train = receive_all(b);
+        assert_eq!([by_batch.0.len(), by_send.0.len(), train.0.len()], [4; 3]);
+        [by_batch.1, by_send.1, train.1]
+    };
+    a.go_singly(&[to_b]);
+    assert_eq!((calls(&a, &b, to_b), calls(&a, &c, to_c)), ([4, 4, 1], [1, 1, 1]));
+    a.go_singly(&[to_c]);
+    assert_eq!((calls(&a, &b, to_b), calls(&a, &c, to_c)), ([1, 1, 1], [4, 4, 1]));
+    a.go_singly(&[]);
+    assert_eq!(calls(&a, &c, to_c), [1, 1, 1]);
+}
+
+#[test]
+fn the_kernel_cuts_what_it_claims_to_cut() {
+    assert!(sockets("127.0.0.1:0").abilities().segments);
+    assert!(proof::cuts(5 * 1_200 + 7).unwrap());
+}

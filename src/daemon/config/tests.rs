@@ -47,6 +47,7 @@ fn defaults_are_those_of_the_manual() {
     assert_eq!(settings.socket, PathBuf::from("/run/meshnet/meshd.sock"));
     assert_eq!((settings.max_links, settings.mtu, settings.discovery), (128, None, true));
     assert_eq!((settings.profile, settings.transport), (Profile::Default, Transport::Auto));
+    assert!(settings.offload);
     assert_eq!((settings.log_level, settings.log_format), (tracing::Level::INFO, LogFormat::Text));
     assert!((1..=4).contains(&settings.workers));
     assert!(!settings.name.is_empty());
@@ -108,6 +109,7 @@ fn each_wrong_value_gives_one_line_that_names_it() {
         (&["--expose", "some"], "--expose"),
         (&["--expose", "auto", "--ipam-range", "none"], "--expose: it needs an --ipam-range"),
         (&["--transport", "tcp"], "--transport: one of auto, udp, quic is wanted"),
+        (&["--offload", "on"], "--offload: one of auto, off is wanted"),
         (&["--trusted-subnet", "10.0.0.1/8"], "--trusted-subnet: a network is wanted, such as 10.0.0.0/8"),
         (&["--max-links", "0"], "--max-links: a number from 1 to 1024"),
         (&["--mtu", "575"], "--mtu: auto, or a number from 576 to 65345"),
@@ -157,6 +159,8 @@ fn right_values_are_taken() {
         "10.32.0.1/12",
         "--transport",
         "udp",
+        "--offload",
+        "off",
         "--no-discovery",
         "--mtu",
         "576",
