@@ -41,7 +41,8 @@ impl Node {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let sent = peer.traffic.tx_direct.load(Relaxed);
         let before = std::mem::replace(&mut peer.trains.sent, sent);
-        let busy = sent.wrapping_sub(before) >= BUSY_DATAGRAMS || peer.traffic.large.load(Relaxed);
+        let datagrams = sent.wrapping_sub(before);
+        let busy = datagrams >= BUSY_DATAGRAMS || peer.traffic.large.load(Relaxed);
         let Some(to) = peer.path.usable().filter(|to| from_link(*to).is_none()) else { return };
         let (was, id) = (peer.trains.singly(), peer.id);
         if peer.trains.at.replace(to) != Some(to) {
@@ -51,7 +52,11 @@ impl Node {
         let (datagram_bytes, settled) = (peer.sizes.datagram(Some(to)), peer.sizes.settled(Some(to)));
         // A round trip was measured, so there is a session to seal with.
         if let Some(rtt) = peer.path.rtt() {
-            peer.trains.segmentation.on_tick(at, Outlook { busy, datagram_bytes, settled, rtt }, &mut bursts);
+            peer.trains.segmentation.on_tick(
+                at,
+                Outlook { busy, datagrams, datagram_bytes, settled, rtt },
+                &mut bursts,
+            );
         }
         let singly = peer.trains.singly();
         for burst in bursts {

@@ -6,7 +6,7 @@
 //! of them arrived.
 //!
 //! ```text
-//!   New: once the size is known ──▶ Asked: a train ── all came ──▶ Quiet ── in use, 3 s ──▶ Asked
+//!   New: once the size is known ──▶ Asked: a train ── all came ──▶ Quiet ── in use, ½ to 3 s ──▶ Asked
 //!                                     │ some did not                  ▲
 //!                                     ▼                               │ each place of the train came at least once: on
 //!          ┌── not clear yet ── Doubted: a train, ────────────────────┤
@@ -38,6 +38,8 @@ pub struct Burst {
 pub struct Outlook {
     /// Frames took it since the last tick.
     pub busy: bool,
+    /// How many datagrams that were.
+    pub datagrams: u64,
     /// The longest datagram that it takes.
     pub datagram_bytes: usize,
     /// Whether that was found out.
@@ -75,7 +77,11 @@ enum State {
     /// Never asked at this address.
     New { since: Option<Time> },
     /// Nothing is under way; decided then.
-    Quiet { since: Time },
+    Quiet {
+        since: Time,
+        /// Datagrams sent meanwhile.
+        datagrams: u64,
+    },
     /// A train is under way.
     Asked { at: Time },
     /// A train and single probes are under way.
@@ -133,9 +139,15 @@ impl Segmentation {
                     self.ask(now, outlook, out);
                 }
             }
-            State::Quiet { since } => {
-                let after = if self.on { WATCH } else { RETRY };
-                if !outlook.busy || now.since(since) < after {
+            State::Quiet { since, datagrams } => {
+                let datagrams = datagrams.saturating_add(outlook.datagrams);
+                let after = match self.on {
+                    true if datagrams >= HEAVY_DATAGRAMS => WATCH_HEAVY,
+                    true => WATCH,
+                    false => RETRY,
+                };
+                if now.since(since) < after || !outlook.busy {
+                    self.state = State::Quiet { since, datagrams };
                 } else if self.on {
                     self.ask(now, outlook, out);
                 } else {
@@ -190,7 +202,7 @@ impl Segmentation {
     }
 
     fn rest(&mut self, now: Time) {
-        self.state = State::Quiet { since: now };
+        self.state = State::Quiet { since: now, datagrams: 0 };
         (self.train, self.singles) = (Sent::default(), Sent::default());
     }
 
@@ -232,6 +244,10 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const UNSETTLED: Duration = Duration::from_secs(2);
 /// While frames use the path, a train goes out this often: 4 KB/s.
 const WATCH: Duration = Duration::from_secs(3);
+/// And so often when many do: streams that stand still for seconds take long to recover. 24 KB/s beside a megabyte and more.
+const WATCH_HEAVY: Duration = Duration::from_millis(500);
+/// As many, since the last train.
+const HEAVY_DATAGRAMS: u64 = 500;
 /// A path that is off is asked again after so long, when frames use it: devices change with migrations, drivers and firmware.
 const RETRY: Duration = Duration::from_secs(600);
 /// Rounds until a path is off that loses half of each train or more, the same half. With the train before them, a second.

@@ -32,7 +32,13 @@ impl Bench {
         Bench {
             machine: Segmentation::new(7),
             now: Time::from_us(1_000_000),
-            outlook: Outlook { busy: true, datagram_bytes: 1_472, settled: true, rtt: Duration::from_millis(10) },
+            outlook: Outlook {
+                busy: true,
+                datagrams: 10,
+                datagram_bytes: 1_472,
+                settled: true,
+                rtt: Duration::from_millis(10),
+            },
             passes: all,
             loss: 0.0,
             rng: StdRng::seed_from_u64(seed),
@@ -121,6 +127,18 @@ fn a_device_that_turns_bad_is_found_while_frames_use_it() {
     bench.run(10 * SECOND);
     bench.passes = none;
     assert!(bench.until(5 * SECOND, false).is_some());
+    // And sooner under load, also when that comes to a stop because of it.
+    let mut bench = Bench::new(1);
+    bench.outlook.datagrams = 1_000;
+    bench.run(10 * SECOND);
+    let trains = bench.trains;
+    bench.run(10 * SECOND);
+    assert!((10..=21).contains(&(bench.trains - trains)), "{}", bench.trains - trains);
+    bench.passes = none;
+    bench.run(Duration::from_millis(100));
+    bench.outlook.datagrams = 0;
+    let took = bench.until(5 * SECOND, false).unwrap();
+    assert!(took < SECOND * 2, "{took:?}");
 }
 
 #[test]
