@@ -6,7 +6,7 @@
 //! of them arrived.
 //!
 //! ```text
-//!   New: once the size is known ──▶ Asked: a train ── all came ──▶ Quiet ── in use, ½ to 3 s ──▶ Asked
+//!   New: after the first frame  ──▶ Asked: a train ── all came ──▶ Quiet ── in use, ½ to 3 s ──▶ Asked
 //!                                     │ some did not                  ▲
 //!                                     ▼                               │ each place of the train came at least once: on
 //!          ┌── not clear yet ── Doubted: a train, ────────────────────┤
@@ -74,7 +74,7 @@ impl Sent {
 
 #[derive(Debug, Clone, Copy)]
 enum State {
-    /// Never asked at this address.
+    /// Never asked at this address; the first frame took it then.
     New { since: Option<Time> },
     /// Nothing is under way; decided then.
     Quiet {
@@ -133,8 +133,11 @@ impl Segmentation {
     /// To be called at each tick while the path is usable.
     pub fn on_tick(&mut self, now: Time, outlook: Outlook, out: &mut Vec<Burst>) {
         match self.state {
-            State::New { since: None } => self.state = State::New { since: Some(now) },
-            State::New { since: Some(since) } => {
+            // The first frame, be it small, announces others; most paths of a large mesh never see one.
+            State::New { since: None } if outlook.datagrams == 0 && !outlook.busy => {}
+            State::New { since } => {
+                let since = since.unwrap_or(now);
+                self.state = State::New { since: Some(since) };
                 if outlook.settled || now.since(since) >= UNSETTLED {
                     self.ask(now, outlook, out);
                 }

@@ -53,8 +53,15 @@ fn a_bad_device_is_found_before_frames_need_it() {
     let mut sim = Sim::new(seed(), Conditions::LAN);
     sim.cluster(2, |n| if n == 0 { vec![] } else { vec![0] });
     sim.net.break_trains(0, true);
-    let took = sim.run_until(ms(15_000), |sim| is_off(sim, 0));
-    assert!(took.is_some(), "with no frame at all");
+    sim.run(ms(10_000));
+    assert!(!is_off(&sim, 0), "an idle path is not asked");
+    // The first is flooded, the answer is not, nor what follows.
+    for (from, to) in [(0, 1), (1, 0), (0, 1)] {
+        sim.inject(from, Some(to));
+        sim.run(ms(50));
+    }
+    let took = sim.run_until(ms(3_000), |sim| is_off(sim, 0));
+    assert!(took.is_some(), "after a small frame");
     assert!(!is_off(&sim, 1), "only the end that has the device");
 }
 
