@@ -100,17 +100,23 @@ fn run(settings: &Settings) -> Result<()> {
     runtime.block_on(serve(settings, &secret, state, recent))
 }
 
+/// The port between peers, with what the kernel has of moving many datagrams in one call.
+fn open_port(settings: &Settings) -> Result<UdpSockets> {
+    let wanted = if settings.offload { Abilities::ALL } else { Abilities::NONE };
+    let sockets = UdpSockets::bind_with(settings.listen, settings.workers, wanted)?;
+    if sockets.abilities() != wanted {
+        let has: Vec<&str> = sockets.abilities().words().collect();
+        info!(offloads = has.join(" "), "the kernel does not move many datagrams in one call: slower");
+    }
+    Ok(sockets)
+}
+
 async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: telemetry::Recent) -> Result<()> {
     let started = Instant::now();
     let state = Arc::new(state);
     let Peer { seed, id: me, store, kept: before } = peer::begin(settings, &state)?;
     let (asker, requests) = Asker::new();
-    let wanted = if settings.offload { Abilities::ALL } else { Abilities::NONE };
-    let sockets = Arc::new(UdpSockets::bind_with(settings.listen, settings.workers, wanted)?);
-    if sockets.abilities() != wanted {
-        let has: Vec<&str> = sockets.abilities().words().collect();
-        info!(offloads = has.join(" "), "the kernel does not move many datagrams in one call: slower");
-    }
+    let sockets = Arc::new(open_port(settings)?);
     let tasks = listen(settings, asker)?;
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
