@@ -1,4 +1,4 @@
-//! Segmented sends and super-frames that a device or a machine on the way does not take, with real `meshd` processes.
+//! Segmented sends, super-frames and other source ports that a device or a machine on the way does not take, with real `meshd` processes.
 
 #[path = "netns/lab.rs"]
 mod lab;
@@ -139,4 +139,32 @@ fn one_end_without_any_offload() {
 #[test]
 fn both_ends_without_any_offload() {
     lab::test("both_ends_without_any_offload", |lab| works_without(&Routed::new(lab, [OFF, OFF], |_| ())));
+}
+
+#[test]
+fn several_source_ports_and_a_firewall_that_knows_one() {
+    lab::test("several_source_ports_and_a_firewall_that_knows_one", |lab| {
+        const THREE: &[&str] = &["--workers", "3"];
+        let net = Routed::new(lab, [THREE, THREE], |router| {
+            router
+                .run(&["nft", "add table inet wall; add chain inet wall way { type filter hook forward priority 0; }"]);
+            router.run(&["nft", "add rule inet wall way udp dport 6783 udp sport != 6783 counter"]);
+        });
+        let ports = |status: &Value| status["links"][0]["ports"].as_u64();
+        assert_eq!(ports(&net.a.status()), Some(1), "at rest");
+        let server = net.two.spawn(&["iperf3", "-s", "-1"]);
+        std::thread::sleep(Duration::from_millis(300));
+        let mut load = net.one.spawn(&["iperf3", "-c", "10.32.0.2", "-t", "8", "-P", "8", "-J", "-C", "reno"]);
+        net.a.await_status("three ports", 5 * SECOND, |status| ports(status) == Some(3));
+        lab::wait("frames from other ports", 3 * SECOND, || lost(&net.router) > 1_000);
+        net.router.run(&["nft", "add rule inet wall way udp dport 6783 udp sport != 6783 drop"]);
+        net.a.await_status("one port", 3 * SECOND, |status| ports(status) == Some(1));
+        let report: Value = serde_json::from_str(&load.finish()).expect("iperf3 prints JSON");
+        let last = report["intervals"].as_array().and_then(|all| all.last()).expect("intervals");
+        assert!(last["sum"]["bytes"].as_f64().expect("bytes") > 1e6, "{last}");
+        drop(server);
+        net.carries_all();
+        assert_eq!(ports(&net.a.status()), Some(1), "not tried again so soon");
+        assert!(!net.b.log_text().contains("peer moved"), "other ports are no move");
+    });
 }

@@ -42,7 +42,7 @@ fn check_relay(vectors: &Vectors, name: &str, sealing: &Session, opening: &Sessi
     let mut datagram = expected.clone();
     datagram[..OUTER_BYTES].fill(0);
     datagram[OUTER_BYTES + relay_bytes..][..TAG_BYTES].fill(0);
-    sealing.seal_hop(outer.lane, &mut datagram, relay_bytes).unwrap();
+    sealing.seal_hop(outer.lane, outer.aside, &mut datagram, relay_bytes).unwrap();
     assert_eq!(datagram, *expected, "{name}");
     opening.open_hop(&outer, &datagram, relay_bytes).unwrap();
 }

@@ -74,6 +74,8 @@ pub struct Link {
     /// Seconds until the next dial, when retrying.
     pub retry_s: Option<u64>,
     pub cipher: String,
+    /// Source ports that frames to it leave from; 0 when none do by UDP of our own.
+    pub ports: u32,
 }
 
 /// A peer of the mesh.

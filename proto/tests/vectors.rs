@@ -26,10 +26,18 @@ fn csum(start: u16, offset: u16) -> Offload {
 fn outers() -> Vec<(&'static str, Outer)> {
     let data = OuterKind::Data;
     vec![
-        ("outer-data", Outer { kind: data, epoch: 0, lane: 0, urgent: false, index: 1, counter: 0 }),
+        ("outer-data", Outer { kind: data, epoch: 0, lane: 0, urgent: false, aside: false, index: 1, counter: 0 }),
         (
             "outer-data-all-fields",
-            Outer { kind: data, epoch: 3, lane: 32, urgent: true, index: 0xdead_beef, counter: 0xf_ffff_ffff },
+            Outer {
+                kind: data,
+                epoch: 3,
+                lane: 32,
+                urgent: true,
+                aside: true,
+                index: 0xdead_beef,
+                counter: 0xf_ffff_ffff,
+            },
         ),
         (
             "outer-relay",
@@ -38,6 +46,7 @@ fn outers() -> Vec<(&'static str, Outer)> {
                 epoch: 2,
                 lane: 7,
                 urgent: false,
+                aside: false,
                 index: 0x0102_0304,
                 counter: 0x0506_0708_090a_0b0c,
             },

@@ -133,6 +133,8 @@ pub struct FibPeer {
     pub way_settled: bool,
     /// It reads fragments.
     pub fragments: bool,
+    /// `direct` takes datagrams from all source ports of this machine.
+    pub spread: bool,
 }
 
 /// The way to a peer.

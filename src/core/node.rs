@@ -19,6 +19,7 @@ mod peers;
 mod problems;
 mod publish;
 mod sessions;
+mod spread;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -162,7 +163,7 @@ impl Node {
             started: now,
             outputs: VecDeque::new(),
             clock: SteadyClock { next_tick: now + TICK, lost: Duration::ZERO },
-            peers: Peers::new(me, config.timing, config.transport, rng.next_u64()),
+            peers: Peers::new(me, config.timing, config.transport, config.ports_aside, rng.next_u64()),
             links: Links::default(),
             sessions: Sessions::default(),
             dials,

@@ -227,6 +227,11 @@ impl Driver {
                     debug!(%to, %error, "probes not sent");
                 }
             }
+            Output::Aside { port, to, bytes } => {
+                if let Err(error) = self.sockets.send_aside(usize::from(port), to, &bytes) {
+                    debug!(%to, %error, "probe not sent");
+                }
+            }
             Output::Singly(addresses) => self.sockets.go_singly(&addresses),
             Output::FastProbe { slot, frame } => self.fast.probe(slot, frame),
             Output::Publish(fib) => {

@@ -237,6 +237,7 @@ fn node_config(
     node.discovery = settings.discovery;
     node.max_links = settings.max_links;
     node.lanes = lane_node(settings.workers) + 1;
+    node.ports_aside = u8::try_from(settings.workers.saturating_sub(1)).unwrap_or(u8::MAX);
     node.ciphers = ciphers();
     node.mtu = devices.mtu();
     node.port = port;

@@ -69,6 +69,7 @@ fn fib(number: u8, other: u8, to: SocketAddr, lanes: u8) -> Fib {
         settled: true,
         way_settled: true,
         fragments: true,
+        spread: false,
     };
     Fib {
         epoch: 1,

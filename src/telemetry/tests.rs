@@ -24,6 +24,7 @@ fn status() -> Status {
         reason: None,
         retry_s: None,
         cipher: "aes-256-gcm".into(),
+        ports: 1,
     };
     Status {
         version: VERSION,

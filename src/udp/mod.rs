@@ -79,6 +79,8 @@ impl Abilities {
 #[derive(Debug)]
 pub(crate) struct Port {
     socket: Socket,
+    /// Of all but the first: sends from a port of its own what says so.
+    aside: Option<Socket>,
     v6: bool,
     health: Arc<Health>,
     carrier: Arc<OnceLock<Carrier>>,
@@ -139,8 +141,12 @@ impl UdpSockets {
         let health = Arc::new(Health { segments, ..Health::default() });
         let carrier = Arc::new(OnceLock::new());
         let v6 = address.is_ipv6();
-        let port = |socket| Port { socket, v6, health: Arc::clone(&health), carrier: Arc::clone(&carrier) };
-        let sockets = opened.into_iter().map(|socket| Arc::new(port(socket))).collect();
+        let mut sockets = Vec::with_capacity(opened.len());
+        for socket in opened {
+            let aside = if sockets.is_empty() { None } else { Some(open_aside(address).map_err(wrap)?) };
+            let (health, carrier) = (Arc::clone(&health), Arc::clone(&carrier));
+            sockets.push(Arc::new(Port { socket, aside, v6, health, carrier }));
+        }
         Ok(UdpSockets { sockets, address, carrier, abilities: Abilities { segments, joins } })
     }
 
@@ -170,6 +176,11 @@ impl UdpSockets {
     /// Sends datagrams of this length in one segmented send, even where others go one by one: to see whether it arrives.
     pub fn send_train(&self, to: SocketAddr, bytes: &[u8], segment_bytes: usize) -> io::Result<()> {
         self.send_runs(to, bytes, segment_bytes, 0, self.abilities.segments)
+    }
+
+    /// Sends one datagram from the other port of this worker.
+    pub fn send_aside(&self, worker: usize, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        self.sockets.get(worker).ok_or(io::ErrorKind::NotFound)?.send_from(true, to, bytes, None, 0)
     }
 
     /// How many sockets there are.
@@ -242,7 +253,16 @@ impl Port {
         health.segments && !(health.any_singly.load(Relaxed) && health.singly.load().contains(&to))
     }
 
+    /// The socket that datagrams leave from which are marked as `aside`, or are not.
+    fn socket(&self, aside: bool) -> &Socket {
+        self.aside.as_ref().filter(|_| aside).unwrap_or(&self.socket)
+    }
+
     fn send(&self, to: SocketAddr, bytes: &[u8], segment: Option<u16>, ecn: u8) -> io::Result<()> {
+        self.send_from(false, to, bytes, segment, ecn)
+    }
+
+    fn send_from(&self, aside: bool, to: SocketAddr, bytes: &[u8], segment: Option<u16>, ecn: u8) -> io::Result<()> {
         if to.is_ipv6()
             && let Some(Carrier(carry)) = self.carrier.get()
             && let Some(sent) = carry(to, bytes, segment.map(usize::from))
@@ -254,7 +274,7 @@ impl Port {
             (SocketAddr::V6(_), false) => return Err(io::ErrorKind::AddrNotAvailable.into()),
             (to, _) => to,
         };
-        socket::send(self.socket.as_fd(), &to, bytes, segment, ecn)
+        socket::send(self.socket(aside).as_fd(), &to, bytes, segment, ecn)
     }
 
     fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
@@ -314,6 +334,15 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(opened)
 }
 
+/// A port of its own that is only sent from: what comes there is not read, and little of it is kept.
+fn open_aside(main: SocketAddr) -> io::Result<Socket> {
+    let opened = open(SocketAddr::new(main.ip(), 0), false)?;
+    socket::set_buffers(opened.as_fd(), ASIDE_RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES)?;
+    Ok(opened)
+}
+
+/// The least that a kernel gives.
+const ASIDE_RECEIVE_BUFFER_BYTES: usize = 1;
 /// Of each socket: 50 ms of 1 Gbit/s as the kernel accounts for it, so that a thread that lost its core for a while loses no frames.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// Of each socket: several full runs for each of a few slow devices.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use meshnet_core::counters::{Counters, DropReason};
 use meshnet_core::fib::is_link;
 use meshnet_core::forward::Transmit;
+use meshnet_proto::wire::data::is_aside;
 
 use super::{Port, blames_segmentation};
 use crate::buf::SegmentRun;
@@ -90,11 +91,14 @@ impl SendBatch {
         if self.refuse && segment.is_some() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        match self.port.send(self.run.to(), bytes, segment, 0) {
+        // All that is in one run says the same: it has one address, and was sealed by one snapshot.
+        let (aside, to) = (is_aside(bytes), self.run.to());
+        match self.port.send_from(aside, to, bytes, segment, 0) {
             Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock && writable(self.port.socket.as_fd(), FULL_WAIT) =>
+                if error.kind() == io::ErrorKind::WouldBlock
+                    && writable(self.port.socket(aside).as_fd(), FULL_WAIT) =>
             {
-                self.port.send(self.run.to(), bytes, segment, 0)
+                self.port.send_from(aside, to, bytes, segment, 0)
             }
             other => other,
         }

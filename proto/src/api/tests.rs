@@ -22,6 +22,7 @@ fn status() -> Status {
             reason: None,
             retry_s: None,
             cipher: "aes-256-gcm".into(),
+            ports: 1,
         }],
         peers: vec![Peer {
             id: id(3),

@@ -36,11 +36,26 @@ pub fn is_quic(first: u8) -> bool {
 /// True when a datagram says of itself that it is urgent. Nothing is proven by that.
 #[inline]
 pub fn is_urgent(datagram: &[u8]) -> bool {
-    matches!(datagram.first_chunk(), Some([first, _, 0, URGENT]) if !is_quic(*first))
+    says(datagram, URGENT)
+}
+
+/// True when a datagram is one to send from another source port than the main one.
+#[inline]
+pub fn is_aside(datagram: &[u8]) -> bool {
+    says(datagram, ASIDE)
+}
+
+#[inline]
+fn says(datagram: &[u8], flag: u8) -> bool {
+    matches!(datagram.first_chunk(), Some([first, _, 0, flags]) if !is_quic(*first) && *flags <= FLAGS && flags & flag != 0)
 }
 
 /// Flag of an outer header.
 const URGENT: u8 = 1;
+/// Flag of an outer header.
+const ASIDE: u8 = 2;
+/// All that there are.
+const FLAGS: u8 = URGENT | ASIDE;
 
 /// What an outer header announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +77,8 @@ pub struct Outer {
     pub lane: u8,
     /// Of a flow that sends little: a busy receiver may take it before others.
     pub urgent: bool,
+    /// Sent from another source port than the sender's main one: where it came from says nothing about where its sender is to be reached.
+    pub aside: bool,
     /// The receiver's session index.
     pub index: u32,
     /// Counter of that lane in that epoch, from 0.
@@ -78,14 +95,15 @@ impl Outer {
             2 => OuterKind::Relay,
             _ => return None,
         };
-        if f0 != 0 || f1 > URGENT {
+        if f0 != 0 || f1 > FLAGS {
             return None;
         }
         Some(Outer {
             kind,
             epoch: first >> 4 & 3,
             lane,
-            urgent: f1 == URGENT,
+            urgent: f1 & URGENT != 0,
+            aside: f1 & ASIDE != 0,
             index: u32::from_be_bytes([i0, i1, i2, i3]),
             counter: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
         })
@@ -99,7 +117,7 @@ impl Outer {
         };
         let [i0, i1, i2, i3] = self.index.to_be_bytes();
         let [c0, c1, c2, c3, c4, c5, c6, c7] = self.counter.to_be_bytes();
-        let flags = if self.urgent { URGENT } else { 0 };
+        let flags = if self.urgent { URGENT } else { 0 } | if self.aside { ASIDE } else { 0 };
         [(self.epoch & 3) << 4 | kind, self.lane, 0, flags, i0, i1, i2, i3, c0, c1, c2, c3, c4, c5, c6, c7]
     }
 }

@@ -24,7 +24,7 @@ use meshnet_proto::wire::data::{
 use super::arp::Arp;
 use super::fragments::Key;
 use super::packet::Layers;
-use super::send::{Way, may_be_relayed, seal_relay};
+use super::send::{Way, leaves_aside, may_be_relayed, seal_relay};
 use super::{Forwarder, Inbound, Punt, Punted, Transmit, addresses, mss};
 use crate::counters::DropReason;
 use crate::fdb::Owner;
@@ -103,7 +103,7 @@ impl Forwarder {
         let inner = Inner::parse(plain).ok_or(DropReason::Malformed)?;
         if arrival.relayed.is_some() {
             peer.traffic.rx_relayed.fetch_add(1, Relaxed);
-        } else {
+        } else if !outer.aside {
             self.came_directly(&arrival, entry.slot, peer, punt);
         }
         let plain = at.start + OUTER_BYTES..at.end - TAG_BYTES;
@@ -115,7 +115,9 @@ impl Forwarder {
                 if !peer.traffic.may_punt() {
                     return Err(DropReason::PuntFull);
                 }
-                let (slot, from, relayed) = (entry.slot, arrival.from, arrival.relayed.is_some());
+                let (slot, relayed) = (entry.slot, arrival.relayed.is_some());
+                // Nobody reads at the port that an aside one came from.
+                let from = if outer.aside { peer.direct.ok_or(DropReason::NoRoute)? } else { arrival.from };
                 let plaintext = buffer.get(opened.plain).ok_or(DropReason::Malformed)?;
                 // What follows is padding: it has served its purpose by being here.
                 let plaintext = plaintext.get(..INNER_BYTES + PROBE_BYTES).unwrap_or(plaintext).to_vec();
@@ -341,7 +343,9 @@ impl Forwarder {
         let header = datagram.get(OUTER_BYTES..).ok_or(DropReason::Malformed)?;
         let (relay, relay_bytes) = Relay::parse(header).ok_or(DropReason::Malformed)?;
         entry.session.open_hop(outer, datagram, relay_bytes)?;
-        self.came_directly(&arrival, entry.slot, hop, punt);
+        if !outer.aside {
+            self.came_directly(&arrival, entry.slot, hop, punt);
+        }
         let hops = relay.route.hops();
         let position = usize::from(relay.position);
         let before = position.checked_sub(1).map_or(Some(&relay.source), |before| hops.get(before));
@@ -382,7 +386,7 @@ impl Forwarder {
         let room = out.reserve(way.to, datagram.len()).ok_or(DropReason::SendFull)?;
         let room = room.get_mut(..datagram.len()).ok_or(DropReason::SendFull)?;
         room.copy_from_slice(datagram);
-        seal_relay(way.session, self.lane, relay, room)?;
+        seal_relay(way.session, self.lane, way.spread && leaves_aside(self.lane), relay, room)?;
         out.commit();
         self.counters.relayed.add(1);
         Ok(())

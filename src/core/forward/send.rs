@@ -15,7 +15,7 @@ use meshnet_proto::wire::data::{INNER_BYTES, Inner, OUTER_BYTES, Relay, Route, T
 use super::Transmit;
 use crate::counters::DropReason;
 use crate::fib::{Fib, FibPeer, Path, PeerSlot, Traffic};
-use crate::session::Session;
+use crate::session::{Marks, Session};
 
 /// Where a sealed datagram goes.
 pub(crate) struct Way<'a> {
@@ -31,6 +31,8 @@ pub(crate) struct Way<'a> {
     pub fragments: bool,
     /// Of a flow that sends little: a busy receiver takes it first.
     pub urgent: bool,
+    /// Its next address takes datagrams from all source ports of this machine.
+    pub spread: bool,
     /// Marks of who opens it.
     pub traffic: &'a Traffic,
     /// The first relay's session and the route, when relayed.
@@ -58,7 +60,7 @@ impl<'a> Way<'a> {
                 let hop_session = hop.session.as_deref().ok_or(wanted(first))?;
                 let way_max = peer.way_max.min(hop.datagram_max);
                 let way = Way::new(peer, to, session, (way_max, peer.way_settled));
-                Ok((Way { hop: Some((hop_session, route)), ..way }, peer))
+                Ok((Way { hop: Some((hop_session, route)), spread: hop.spread, ..way }, peer))
             }
         }
     }
@@ -74,8 +76,9 @@ impl<'a> Way<'a> {
     #[inline]
     fn new(peer: &'a FibPeer, to: SocketAddr, session: &'a Session, size: (usize, bool)) -> Way<'a> {
         let (datagram_max, settled) = size;
-        let (fragments, traffic) = (peer.fragments, &*peer.traffic);
-        Way { to, session, datagram_max, settled, fragments, urgent: false, traffic, hop: None }
+        let FibPeer { fragments, spread, .. } = *peer;
+        let traffic = &*peer.traffic;
+        Way { to, session, datagram_max, settled, fragments, urgent: false, spread, traffic, hop: None }
     }
 
     /// The longest frame for one peer that passes on it whole.
@@ -141,10 +144,13 @@ impl<'a> Way<'a> {
     #[inline]
     fn seal(&self, me: ShortId, lane: u8, datagram: &mut [u8]) -> Result<(), DropReason> {
         let sealed = datagram.get_mut(self.wrapped()..).ok_or(DropReason::Malformed)?;
-        self.session.seal_as(lane, self.urgent, sealed)?;
+        let (urgent, aside) = (self.urgent, self.spread && leaves_aside(lane));
         match self.hop {
-            None => Ok(()),
-            Some((session, route)) => seal_relay(session, lane, &Relay { source: me, route, position: 0 }, datagram),
+            None => self.session.seal_as(lane, Marks { urgent, aside }, sealed),
+            Some((session, route)) => {
+                self.session.seal_as(lane, Marks { urgent, aside: false }, sealed)?;
+                seal_relay(session, lane, aside, &Relay { source: me, route, position: 0 }, datagram)
+            }
         }
     }
 
@@ -174,10 +180,21 @@ pub(crate) struct NoWay {
 }
 
 /// Writes relay header, outer header and hop tag before a datagram that is in place already.
-pub(crate) fn seal_relay(session: &Session, lane: u8, relay: &Relay, datagram: &mut [u8]) -> Result<(), DropReason> {
+pub(crate) fn seal_relay(
+    session: &Session,
+    lane: u8,
+    aside: bool,
+    relay: &Relay,
+    datagram: &mut [u8],
+) -> Result<(), DropReason> {
     let room = datagram.get_mut(OUTER_BYTES..).ok_or(DropReason::Malformed)?;
     let relay_bytes = relay.emit(room).ok_or(DropReason::Malformed)?;
-    session.seal_hop(lane, datagram, relay_bytes)
+    session.seal_hop(lane, aside, datagram, relay_bytes)
+}
+
+/// Whether what is sealed on this lane may leave from a port of its own: the two lanes of the first worker and the node's take the main one.
+pub(crate) fn leaves_aside(lane: u8) -> bool {
+    lane >= 2
 }
 
 /// The lane of the node itself: the last, after two for each worker.
@@ -217,7 +234,7 @@ pub fn wrap_route(
     out.clear();
     out.resize(route.overhead_bytes(), 0);
     out.extend_from_slice(datagram);
-    seal_relay(session, lane, &Relay { source: fib.me, route: *route, position: 0 }, out).ok()?;
+    seal_relay(session, lane, false, &Relay { source: fib.me, route: *route, position: 0 }, out).ok()?;
     Some(to)
 }
 

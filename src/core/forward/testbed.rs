@@ -160,6 +160,7 @@ fn fib(i: usize, count: usize, cipher: Cipher) -> Fib {
             settled: true,
             way_settled: true,
             fragments: true,
+            spread: false,
         })
     });
     let others: Vec<PeerSlot> = (0..count).filter(|other| *other != i).map(|other| PeerSlot(other as u32)).collect();

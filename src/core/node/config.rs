@@ -37,6 +37,8 @@ pub struct Config {
     pub max_links: usize,
     /// Lanes of this peer; the last one is the node's own.
     pub lanes: u8,
+    /// Source ports besides the main one.
+    pub ports_aside: u8,
     /// Best first.
     pub ciphers: Vec<Cipher>,
     /// The overlay's MTU here.
@@ -81,6 +83,7 @@ impl Config {
             discovery: true,
             max_links: 128,
             lanes: 1,
+            ports_aside: 0,
             ciphers: vec![Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305],
             mtu: 1310,
             port: PORT,

@@ -200,6 +200,15 @@ pub enum Output {
         /// Of each.
         segment_bytes: usize,
     },
+    /// Send these bytes as one UDP datagram from a source port of this number besides the main one: a sealed probe.
+    Aside {
+        /// From 1.
+        port: u8,
+        /// Where.
+        to: SocketAddr,
+        /// All of it.
+        bytes: Vec<u8>,
+    },
     /// To these addresses, and no others, datagrams go one by one: segmented sends do not arrive there.
     Singly(Arc<[SocketAddr]>),
     /// Send this frame out of the VXLAN device: a probe of the kernel's fast path.

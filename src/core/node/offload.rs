@@ -85,7 +85,7 @@ impl Node {
         let mut train = Vec::new();
         for token in &burst.tokens {
             let probe = Probe { token: *token, sent_us: now.as_us(), path: 0 };
-            let Some(bytes) = self.sealed_probe(slot, InnerKind::Probe, probe, length) else { return };
+            let Some(bytes) = self.sealed_probe(slot, InnerKind::Probe, probe, length, false) else { return };
             if burst.joined {
                 train.extend_from_slice(&bytes);
             } else {

@@ -17,6 +17,7 @@ use crate::peer::path::{Action, Answer};
 use crate::peer::targets::Errand;
 use crate::peer::{from_link, virtual_address};
 use crate::route::{self, FloodTrees, PeerRoute, RouteInput, Way};
+use crate::session::Marks;
 use crate::time::Time;
 use crate::topology::own::cost_of;
 
@@ -56,6 +57,7 @@ impl Node {
             if all {
                 self.tick_transport(now, slot);
                 self.tick_offload(now, slot);
+                self.tick_spread(now, slot);
                 self.tick_sizes(now, slot);
                 self.tick_fast(now, slot);
             }
@@ -173,9 +175,12 @@ impl Node {
                 let mut answer = Answer::Unknown;
                 self.with_path(now, id, |path, at, out| answer = path.on_reply(at, probe.token, out));
                 let (Answer::Direct(rtt) | Answer::Relayed(rtt)) = answer else {
-                    if !self.on_transport_reply(now, slot, probe.token) && !self.on_train_reply(now, slot, probe.token)
-                    {
-                        self.on_size_reply(now, slot, probe.token);
+                    let token = probe.token;
+                    let known = self.on_transport_reply(now, slot, token)
+                        || self.on_train_reply(now, slot, token)
+                        || self.on_spread_reply(now, slot, token);
+                    if !known {
+                        self.on_size_reply(now, slot, token);
                     }
                     return;
                 };
@@ -206,7 +211,9 @@ impl Node {
     ) {
         let relayed =
             if to.is_none() { self.relays_to(slot).map_or(0, |(_, route)| route.overhead_bytes()) } else { 0 };
-        let Some(datagram) = self.sealed_probe(slot, kind, probe, length.saturating_sub(relayed)) else { return };
+        let Some(datagram) = self.sealed_probe(slot, kind, probe, length.saturating_sub(relayed), false) else {
+            return;
+        };
         match to {
             Some(to) => self.outputs.push_back(Output::Datagram { to, bytes: datagram }),
             None => {
@@ -217,14 +224,21 @@ impl Node {
         }
     }
 
-    /// A probe of this length at least. `None` when it cannot be sealed now.
-    pub(super) fn sealed_probe(&self, slot: PeerSlot, kind: InnerKind, probe: Probe, length: usize) -> Option<Vec<u8>> {
+    /// A probe of this length at least, to leave from the main port or `aside`. `None` when it cannot be sealed now.
+    pub(super) fn sealed_probe(
+        &self,
+        slot: PeerSlot,
+        kind: InnerKind,
+        probe: Probe,
+        length: usize,
+        aside: bool,
+    ) -> Option<Vec<u8>> {
         let lane = self.config.lanes.saturating_sub(1);
         let mut datagram =
             [&[0; OUTER_BYTES], Inner::plain(kind).emit().as_slice(), &probe.emit(), &[0; TAG_BYTES]].concat();
         debug_assert_eq!(datagram.len(), OUTER_BYTES + INNER_BYTES + PROBE_BYTES + TAG_BYTES);
         datagram.resize(length.max(datagram.len()), 0);
-        self.sessions.of(slot)?.session.seal(lane, &mut datagram).ok()?;
+        self.sessions.of(slot)?.session.seal_as(lane, Marks { urgent: false, aside }, &mut datagram).ok()?;
         Some(datagram)
     }
 
@@ -236,7 +250,7 @@ impl Node {
         let relay_bytes = relay.emit(bytes.get_mut(OUTER_BYTES..)?)?;
         bytes.extend_from_slice(datagram);
         let lane = self.config.lanes.saturating_sub(1);
-        self.sessions.of(first)?.session.seal_hop(lane, &mut bytes, relay_bytes).ok()?;
+        self.sessions.of(first)?.session.seal_hop(lane, false, &mut bytes, relay_bytes).ok()?;
         Some((self.peers.get(first)?.path.usable()?, bytes))
     }
 

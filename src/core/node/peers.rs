@@ -11,6 +11,7 @@ use meshnet_proto::{PeerId, limits};
 
 use super::mtu::Sizes;
 use super::offload::Trains;
+use super::spread::Ports;
 use super::{Node, Output};
 use crate::fib::{PeerSlot, StormBudget, Traffic};
 use crate::peer::fast::FastPath;
@@ -27,6 +28,7 @@ pub(super) struct Peer {
     pub transport: Transport,
     pub sizes: Sizes,
     pub trains: Trains,
+    pub ports: Ports,
     /// VXLAN to it, when both ends trust the network.
     pub fast: FastPath,
     /// What its hello said of that.
@@ -77,13 +79,14 @@ impl Peer {
         }
     }
 
-    fn new(me: PeerId, id: PeerId, timing: Timing, transport: Policy, seed: u64) -> Peer {
+    fn new(me: PeerId, id: PeerId, timing: Timing, transport: Policy, ports: u8, seed: u64) -> Peer {
         Peer {
             id,
             path: PeerPath::new(timing, me < id, seed ^ id.short().0),
             transport: Transport::new(transport, seed.rotate_left(16) ^ id.short().0),
             sizes: Sizes::new(seed.rotate_left(32) ^ id.short().0),
             trains: Trains::new(seed.rotate_left(48) ^ id.short().0),
+            ports: Ports::new(ports, seed.rotate_left(8) ^ id.short().0),
             fast: FastPath::new(seed.rotate_left(16) ^ id.short().0),
             trust: None,
             fast_agreed: false,
@@ -128,11 +131,12 @@ pub(super) struct Peers {
     me: PeerId,
     timing: Timing,
     transport: Policy,
+    ports_aside: u8,
     seed: u64,
 }
 
 impl Peers {
-    pub fn new(me: PeerId, timing: Timing, transport: Policy, seed: u64) -> Peers {
+    pub fn new(me: PeerId, timing: Timing, transport: Policy, ports_aside: u8, seed: u64) -> Peers {
         Peers {
             slots: Vec::new(),
             by_id: BTreeMap::new(),
@@ -141,6 +145,7 @@ impl Peers {
             me,
             timing,
             transport,
+            ports_aside,
             seed,
         }
     }
@@ -150,7 +155,7 @@ impl Peers {
         if let Some(slot) = self.by_id.get(&id) {
             return Some(*slot);
         }
-        let peer = Peer::new(self.me, id, self.timing, self.transport, self.seed);
+        let peer = Peer::new(self.me, id, self.timing, self.transport, self.ports_aside, self.seed);
         if self.slots.len() < SLOTS_FRESH || self.free.is_empty() && self.slots.len() < limits::PEERS_MAX {
             let slot = PeerSlot(self.slots.len() as u32);
             self.by_id.insert(id, slot);

@@ -133,6 +133,7 @@ impl Node {
                 settled: self.size_settled(peer, peer.path.address()),
                 way_settled: self.way_settled(peer, &path),
                 fragments: held.is_some_and(|held| held.fragments),
+                spread: peer.ports.pass(peer.path.usable()),
             });
         }
         let is_neighbour = |peer: &Option<FibPeer>| peer.as_ref().is_some_and(|peer| peer.direct.is_some());

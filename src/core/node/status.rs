@@ -56,6 +56,7 @@ impl Node {
                 reason: standing.reason,
                 retry_s: standing.retry.map(|retry| retry.as_secs()),
                 cipher: String::new(),
+                ports: 0,
             });
         }
         links
@@ -92,6 +93,14 @@ impl Node {
                 .map(|held| cipher_name(held.session.cipher))
                 .unwrap_or_default()
                 .to_owned(),
+            ports: peer.filter(|_| !fast).map_or(0, |peer| self.ports_to(peer)),
+        }
+    }
+
+    fn ports_to(&self, peer: &Peer) -> u32 {
+        match peer.transport.by() {
+            By::Quic => 0,
+            By::Udp => 1 + if peer.ports.pass(peer.path.usable()) { u32::from(self.config.ports_aside) } else { 0 },
         }
     }
 

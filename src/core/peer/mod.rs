@@ -12,6 +12,7 @@ pub mod link;
 pub mod mtu;
 pub mod offload;
 pub mod path;
+pub mod spread;
 pub mod targets;
 pub mod transport;
 

@@ -200,17 +200,26 @@ impl Drop for LaneKey {
     }
 }
 
+/// What a sender says of a datagram in its outer header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// A busy receiver takes it before others.
+    pub urgent: bool,
+    /// It leaves from another source port than the main one.
+    pub aside: bool,
+}
+
 impl Session {
     /// Seals a datagram in place: 16 bytes of room for the outer header, the plaintext, 16 bytes of room for the tag.
     #[inline]
     pub fn seal(&self, lane: u8, datagram: &mut [u8]) -> Result<(), DropReason> {
-        self.seal_as(lane, false, datagram)
+        self.seal_as(lane, Marks::default(), datagram)
     }
 
-    /// The same; `urgent`: a busy receiver takes it before others.
+    /// The same, marked.
     #[inline]
-    pub fn seal_as(&self, lane: u8, urgent: bool, datagram: &mut [u8]) -> Result<(), DropReason> {
-        let (key, outer) = self.next(lane, OuterKind::Data, urgent)?;
+    pub fn seal_as(&self, lane: u8, marks: Marks, datagram: &mut [u8]) -> Result<(), DropReason> {
+        let (key, outer) = self.next(lane, OuterKind::Data, marks)?;
         let (header, rest) = datagram.split_first_chunk_mut::<OUTER_BYTES>().ok_or(DropReason::Malformed)?;
         let (plain, room) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(DropReason::Malformed)?;
         *header = outer.emit();
@@ -232,10 +241,10 @@ impl Session {
     }
 
     /// Writes outer header and tag of a RELAY datagram: 16 bytes of room, the relay header of `relay_bytes`, 16 bytes of room for the tag, the datagram inside.
-    pub fn seal_hop(&self, lane: u8, datagram: &mut [u8], relay_bytes: usize) -> Result<(), DropReason> {
-        // As what is inside.
+    /// It is as urgent as what is inside; `aside`: see [`Marks::aside`].
+    pub fn seal_hop(&self, lane: u8, aside: bool, datagram: &mut [u8], relay_bytes: usize) -> Result<(), DropReason> {
         let inside = datagram.get(OUTER_BYTES + relay_bytes + TAG_BYTES..).ok_or(DropReason::Malformed)?;
-        let (key, outer) = self.next(lane, OuterKind::Relay, is_urgent(inside))?;
+        let (key, outer) = self.next(lane, OuterKind::Relay, Marks { urgent: is_urgent(inside), aside })?;
         *datagram.first_chunk_mut::<OUTER_BYTES>().ok_or(DropReason::Malformed)? = outer.emit();
         let mut covered = [0; COVERED_MAX_BYTES];
         let covered = hop_covered(datagram, relay_bytes, &mut covered).ok_or(DropReason::Malformed)?;
@@ -264,14 +273,15 @@ impl Session {
     /// The key of `lane` and a header with its next counter. An atomic addition although one thread owns the lane: were two to share it by mistake, equal
     /// nonces would give the key away.
     #[inline]
-    fn next(&self, lane: u8, kind: OuterKind, urgent: bool) -> Result<(&LaneKey, Outer), DropReason> {
+    fn next(&self, lane: u8, kind: OuterKind, marks: Marks) -> Result<(&LaneKey, Outer), DropReason> {
         let tx = self.tx.lanes.get(usize::from(lane)).ok_or(DropReason::NoSession)?;
         let counter = tx.counter.fetch_add(1, Relaxed);
         if counter >= COUNTER_MAX {
             return Err(DropReason::Exhausted);
         }
         let epoch = (self.tx.epoch & 3) as u8;
-        Ok((&tx.key, Outer { kind, epoch, lane, urgent, index: self.remote_index, counter }))
+        let Marks { urgent, aside } = marks;
+        Ok((&tx.key, Outer { kind, epoch, lane, urgent, aside, index: self.remote_index, counter }))
     }
 
     #[inline]

@@ -10,7 +10,7 @@ pub mod window;
 
 use std::sync::Arc;
 
-pub use keys::{Cipher, RxKeys, SessionKeys, SessionSecret, TxKeys};
+pub use keys::{Cipher, Marks, RxKeys, SessionKeys, SessionSecret, TxKeys};
 pub use window::ReplayWindow;
 
 /// Both directions between this peer and another.

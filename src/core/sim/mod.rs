@@ -359,6 +359,7 @@ impl Sim {
                 let train = bytes.chunks(segment_bytes).map(|bytes| (to, bytes.to_vec())).collect();
                 self.transmit_run(host, train);
             }
+            Output::Aside { port, to, bytes } => self.transmit_aside(host, port, to, bytes),
             Output::Singly(addresses) => self.hosts[host].singly = addresses,
             // No kernel here: VXLAN never passes.
             Output::FastProbe { .. } => {}
@@ -446,6 +447,20 @@ impl Sim {
             return;
         }
         let source = self.net.seen_as(from);
+        for delay in self.net.copies(&mut self.rng, from, host) {
+            self.push(delay, What::Datagram { to: host, from: source, bytes: bytes.clone() });
+        }
+    }
+
+    /// Sends one datagram from another port.
+    fn transmit_aside(&mut self, from: HostId, port: u8, to: SocketAddr, bytes: Vec<u8>) {
+        let now = self.now;
+        let Some(host) = self.net.route(now, from, to) else { return };
+        if self.net.refuses_aside(from, host, port) || self.net.refuses_data(from, host) {
+            return;
+        }
+        let mut source = self.net.seen_as(from);
+        source.set_port(source.port().wrapping_add(u16::from(port)));
         for delay in self.net.copies(&mut self.rng, from, host) {
             self.push(delay, What::Datagram { to: host, from: source, bytes: bytes.clone() });
         }

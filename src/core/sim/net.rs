@@ -73,6 +73,8 @@ pub struct Net {
     data_cuts: BTreeSet<(HostId, HostId)>,
     /// Hosts whose devices lose all but the first datagram of a segmented send.
     train_breakers: BTreeSet<HostId>,
+    /// From, to, port: a firewall that knows only the main one.
+    aside_cuts: BTreeSet<(HostId, HostId, u8)>,
     /// The largest packet between two hosts, the lower first; any size when there is none.
     sizes: BTreeMap<(HostId, HostId), usize>,
 }
@@ -90,6 +92,7 @@ impl Net {
             groups: BTreeMap::new(),
             data_cuts: BTreeSet::new(),
             train_breakers: BTreeSet::new(),
+            aside_cuts: BTreeSet::new(),
             sizes: BTreeMap::new(),
         }
     }
@@ -134,6 +137,20 @@ impl Net {
         } else {
             self.cuts.remove(&(from, to))
         };
+    }
+
+    /// Lets nothing pass in one direction that leaves from this other port than the main one, or lets it again.
+    pub fn cut_aside(&mut self, from: HostId, to: HostId, port: u8, cut: bool) {
+        if cut {
+            self.aside_cuts.insert((from, to, port))
+        } else {
+            self.aside_cuts.remove(&(from, to, port))
+        };
+    }
+
+    /// Whether it does not pass.
+    pub fn refuses_aside(&self, from: HostId, to: HostId, port: u8) -> bool {
+        self.aside_cuts.contains(&(from, to, port))
     }
 
     /// Lets only QUIC pass in one direction, or everything again.

@@ -5,6 +5,7 @@ mod faults;
 mod large;
 mod mtu;
 mod offload;
+mod spread;
 mod transport;
 
 use super::*;

@@ -148,7 +148,7 @@ fn sealed(testbed: &Testbed, kind: u8, bytes: &[u8]) -> Option<Vec<u8>> {
             let (_, relay_bytes) = Relay::parse(bytes)?;
             let (header, inside) = bytes.split_at(relay_bytes);
             let mut datagram = [&[0; OUTER_BYTES][..], header, &[0; TAG_BYTES], inside].concat();
-            session.seal_hop(lane, &mut datagram, relay_bytes).ok()?;
+            session.seal_hop(lane, false, &mut datagram, relay_bytes).ok()?;
             Some(datagram)
         }
         _ => Some(bytes.to_vec()),

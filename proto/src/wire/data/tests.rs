@@ -6,8 +6,8 @@ fn short() -> impl Strategy<Value = ShortId> {
 }
 
 prop_compose! {
-    fn any_outer()(relay in any::<bool>(), epoch in 0u8..4, lane: u8, urgent: bool, index: u32, counter: u64) -> Outer {
-        Outer { kind: if relay { OuterKind::Relay } else { OuterKind::Data }, epoch, lane, urgent, index, counter }
+    fn any_outer()(relay in any::<bool>(), epoch in 0u8..4, lane: u8, urgent: bool, aside: bool, index: u32, counter: u64) -> Outer {
+        Outer { kind: if relay { OuterKind::Relay } else { OuterKind::Data }, epoch, lane, urgent, aside, index, counter }
     }
 }
 

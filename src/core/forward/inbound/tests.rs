@@ -7,7 +7,7 @@ use crate::fib::owners::mac_of;
 use crate::fib::{PUNTS_PER_REFILL, STORM_BURST_FRAMES};
 use crate::forward::seal_inner;
 use crate::forward::testbed::*;
-use crate::session::Cipher;
+use crate::session::{Cipher, Marks};
 
 const ALL: Mac = Mac([0xff; 6]);
 
@@ -446,7 +446,7 @@ fn relayed_by(bed: &Testbed, by: usize, source: usize, hops: &[usize], position:
     let session = bed.fibs[by].peer(PeerSlot(1)).unwrap().session.clone().unwrap();
     // A tag over less than 16 bytes cannot be made: such a datagram is cut afterwards.
     datagram.resize(datagram.len().max(before + 16), 0);
-    session.seal_hop(1, &mut datagram, header.len()).unwrap();
+    session.seal_hop(1, false, &mut datagram, header.len()).unwrap();
     datagram.truncate(before + inside.len());
     datagram
 }
@@ -598,4 +598,31 @@ fn one_peer_cannot_fill_the_way_to_the_node() {
     ends.punts.all.clear();
     bed.inbound(1, address(2), &mut probe(&bed, 2), &mut ends);
     assert_eq!(ends.punts.all.len(), 1, "another peer's probe");
+}
+
+#[test]
+fn from_where_an_aside_datagram_came_says_nothing() {
+    let (mut bed, mut ends) = bed(2);
+    let bytes = frame(mac(1, 1), mac(0, 1), b"x");
+    let aside = |bed: &Testbed, to: usize, inner: &Inner, body: &[u8]| {
+        let session = bed.fibs[0].peer(PeerSlot(to as u32)).unwrap().session.clone().unwrap();
+        let mut datagram = [&[0; OUTER_BYTES][..], &inner.emit(), body, &[0; TAG_BYTES]].concat();
+        session.seal_as(2, Marks { urgent: false, aside: true }, &mut datagram).unwrap();
+        datagram
+    };
+    let mut data = aside(&bed, 1, &Inner::plain(InnerKind::Frame), &bytes);
+    assert!(matches!(bed.inbound(1, address(7), &mut data, &mut ends), Inbound::Deliver { .. }));
+    assert!(ends.punts.all.is_empty(), "nobody moved");
+    assert_eq!(bed.peer_mut(1, 0).unwrap().traffic.rx_direct.load(Relaxed), 0, "the main port may be dead");
+    // A probe is answered to where the sender listens.
+    let plain = Inner::plain(InnerKind::Probe);
+    let mut probe = aside(&bed, 1, &plain, &[3; 24]);
+    assert_eq!(bed.inbound(1, address(7), &mut probe, &mut ends), Inbound::Done);
+    let plaintext = [&plain.emit()[..], &[3; 24]].concat();
+    let punted = Punted::Probe { slot: PeerSlot(0), from: address(0), relayed: false, plaintext };
+    assert_eq!(ends.punts.all.pop(), Some(punted));
+    bed.peer_mut(1, 0).unwrap().direct = None;
+    let mut probe = aside(&bed, 1, &plain, &[3; 24]);
+    bed.inbound(1, address(7), &mut probe, &mut ends);
+    assert_eq!((ends.punts.all.len(), bed.drops(1, DropReason::NoRoute)), (0, 1));
 }

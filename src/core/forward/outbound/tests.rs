@@ -534,3 +534,39 @@ fn the_node_wraps_what_it_sends_by_relays() {
     assert_eq!(ends.punts.all, [wanted]);
     assert_eq!(crate::forward::lane_node(1), 2);
 }
+
+#[test]
+fn other_workers_than_the_first_send_aside_where_that_passes() {
+    let (mut bed, mut ends) = bed(3);
+    knows(&mut bed, 0, 1, 1);
+    let bytes = frame(mac(1, 1), mac(0, 1), b"x");
+    let sent = |bed: &mut Testbed, ends: &mut Ends| {
+        bed.outbound(0, &Offload::default(), &bytes, ends);
+        let (to, datagram) = ends.wire.take().pop().unwrap();
+        (to, Outer::parse(&datagram).unwrap().aside, datagram)
+    };
+    for (lane, spread, aside) in
+        [(0, false, false), (0, true, false), (1, true, false), (2, false, false), (2, true, true)]
+    {
+        bed.forwarders[0].lane = lane;
+        bed.peer_mut(0, 1).unwrap().spread = spread;
+        assert_eq!(sent(&mut bed, &mut ends).1, aside, "lane {lane}, spread {spread}");
+    }
+    // Through a relay: the first hop counts, and only the outermost header says so.
+    bed.relay(0, &[2], 1);
+    assert!(!sent(&mut bed, &mut ends).1);
+    bed.peer_mut(0, 2).unwrap().spread = true;
+    let (to, aside, mut datagram) = sent(&mut bed, &mut ends);
+    assert_eq!((to, aside), (address(2), true));
+    assert_eq!(bed.inbound(2, address(7), &mut datagram, &mut ends), Inbound::Done);
+    assert!(ends.punts.all.is_empty(), "the relay does not take it for a move");
+    let (to, mut passed) = ends.wire.take().pop().unwrap();
+    assert_eq!((to, Outer::parse(&passed).unwrap().aside), (address(1), false), "of the relay's first worker");
+    assert!(matches!(bed.inbound(1, address(2), &mut passed, &mut ends), Inbound::Deliver { .. }));
+    // And a relay's other workers send aside as well.
+    let (_, _, mut datagram) = sent(&mut bed, &mut ends);
+    bed.forwarders[2].lane = 2;
+    bed.peer_mut(2, 1).unwrap().spread = true;
+    bed.inbound(2, address(0), &mut datagram, &mut ends);
+    assert!(Outer::parse(&ends.wire.take().pop().unwrap().1).unwrap().aside);
+}

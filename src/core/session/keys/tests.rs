@@ -146,7 +146,7 @@ fn hop_tags() {
         let mut datagram = vec![0; OUTER_BYTES + 200];
         let relay_bytes = relay.emit(&mut datagram[OUTER_BYTES..]).unwrap();
         datagram.truncate(OUTER_BYTES + relay_bytes + TAG_BYTES + 40);
-        a.seal_hop(1, &mut datagram, relay_bytes).unwrap();
+        a.seal_hop(1, false, &mut datagram, relay_bytes).unwrap();
         let covered = OUTER_BYTES + relay_bytes + TAG_BYTES + HOP_INNER_BYTES;
         for at in 0..covered {
             let mut bad = datagram.clone();
