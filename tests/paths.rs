@@ -353,32 +353,32 @@ fn the_overlay_follows_the_underlay() {
             set_mtu(&b, &wire, underlay);
             for (host, peer) in [(&a, &first), (&b, &second)] {
                 peer.await_status("the overlay follows", 5 * SECOND, |status| {
-                    status["device"]["mtu"].as_u64() == Some(u64::from(underlay - 190))
+                    status["device"]["mtu"].as_u64() == Some(u64::from(underlay - 130))
                 });
-                lab::wait("the bridge follows", 5 * SECOND, || link_mtu(host, "mesh0") == underlay - 190);
+                lab::wait("the bridge follows", 5 * SECOND, || link_mtu(host, "mesh0") == underlay - 130);
                 peer.await_status("the path follows", 10 * SECOND, |status| found(status, underlay));
             }
         };
         follow(9_000);
         let three = lab.container(&first, "c3", "10.32.0.3/12");
         let four = lab.container(&second, "c4", "10.32.0.4/12");
-        assert_eq!([&one, &three, &four].map(|host| link_mtu(host, "ethmesh")), [1_310, 8_810, 8_810]);
+        assert_eq!([&one, &three, &four].map(|host| link_mtu(host, "ethmesh")), [1_370, 8_870, 8_870]);
         three.await_ping("10.32.0.4", 5 * SECOND);
-        let text = ping(&three, "10.32.0.4", 8_782, "do");
+        let text = ping(&three, "10.32.0.4", 8_842, "do");
         assert_eq!(lab::received(&text), 1, "{text}");
         follow(1_400);
-        assert_eq!([&one, &three, &four].map(|host| link_mtu(host, "ethmesh")), [1_310, 8_810, 8_810], "as it was");
-        for size in [1_100, 1_182, 1_300, 5_000, 8_782] {
+        assert_eq!([&one, &three, &four].map(|host| link_mtu(host, "ethmesh")), [1_370, 8_870, 8_870], "as it was");
+        for size in [1_100, 1_242, 1_300, 5_000, 8_842] {
             let text = ping(&three, "10.32.0.4", size, "dont");
             assert_eq!(lab::received(&text), 1, "{size}: {text}");
         }
         first.await_status("tells", 5 * SECOND, |status| {
-            ping(&three, "10.32.0.4", 8_782, "do");
+            ping(&three, "10.32.0.4", 8_842, "do");
             status["data"]["told_too_big"].as_u64() > Some(0)
         });
         stream(&three, &four, "10.32.0.4", &["-t", "1"]);
         let after = lab.container(&first, "c5", "10.32.0.5/12");
-        assert_eq!(link_mtu(&after, "ethmesh"), 1_210);
+        assert_eq!(link_mtu(&after, "ethmesh"), 1_270);
     });
 }
 

@@ -46,7 +46,7 @@ use crate::topology::Merge;
 use crate::topology::own::{Origin, Originator};
 use crate::topology::{Graph, Topology};
 
-pub use config::{Config, PORT};
+pub use config::{Config, OVERHEAD_BYTES, PORT};
 pub use discovery::target_address;
 pub use io::{DialError, DialId, Event, Input, Level, LinkEnd, LinkId, Output, Saved};
 

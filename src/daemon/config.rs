@@ -498,7 +498,7 @@ const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6784);
 const RANGE: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(10, 32, 0, 0)), 12);
 /// What every IPv4 host must take (RFC 791).
 const MTU_MIN: u16 = 576;
-/// The longest UDP payload less what sealing adds (190 bytes, as the overlay's MTU is computed).
+/// The longest UDP payload less what sealing adds (190 bytes at most).
 const MTU_MAX: u16 = u16::MAX - 190;
 /// Two lanes for each worker and one for the node fit a session.
 const WORKERS_MAX: usize = (limits::LANES_MAX - 1) / 2;

@@ -473,10 +473,20 @@ fn tap_name(bridge: &str) -> String {
     format!("{stem}-tap")
 }
 
-/// What is left of the underlay's MTU for packets of the overlay, directly and over the longest way through relays.
+/// What is left of the underlay's MTU for packets of the overlay on the way that most of them take. Those on others, as through relays, are the business of
+/// segment sizes, fragments and "too big".
 fn overlay_mtu(settings: &Settings, underlay: &Underlay) -> u16 {
-    let room = underlay.mtu.min(UNDERLAY_MTU_MAX).saturating_sub(OVERHEAD_BYTES);
+    let room = underlay.mtu.min(UNDERLAY_MTU_MAX).saturating_sub(overhead(settings).into());
     settings.mtu.unwrap_or_else(|| u16::try_from(room).unwrap_or(u16::MAX).max(MTU_MIN))
+}
+
+/// What the underlay's MTU is more than the overlay's; of an MTU that was given, what it may be.
+pub(super) fn overhead(settings: &Settings) -> u16 {
+    match settings.mtu {
+        Some(_) => meshnet_core::node::OVERHEAD_BYTES,
+        None if settings.trusted_subnets.is_empty() => OVERHEAD_BYTES,
+        None => VXLAN_OVERHEAD_BYTES,
+    }
 }
 
 /// What to tell other peers: what the operator says, or the addresses found, as far as the socket listens on them.
@@ -499,8 +509,10 @@ fn words(changes: &[Change]) -> String {
     changes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// IPv6 and UDP headers 48, outer and inner header 32, tag 16, Ethernet with a VLAN tag 18, the longest relay header 76.
-const OVERHEAD_BYTES: u32 = 190;
+/// IPv6 and UDP headers 48, outer and inner header 32, tag 16, Ethernet with a VLAN tag 18, flood header 16.
+const OVERHEAD_BYTES: u16 = 130;
+/// Of the kernel's fast path: IPv4 and UDP headers 28, VXLAN 8, Ethernet 14.
+const VXLAN_OVERHEAD_BYTES: u16 = 50;
 /// Jumbo frames of real networks; larger ones are loopback and the like, where nothing is gained.
 const UNDERLAY_MTU_MAX: u32 = 9_216;
 /// What every IPv4 host must take (RFC 791).

@@ -240,6 +240,7 @@ fn node_config(
     node.ports_aside = u8::try_from(settings.workers.saturating_sub(1)).unwrap_or(u8::MAX);
     node.ciphers = ciphers();
     node.mtu = devices.mtu();
+    node.overhead = devices::overhead(settings);
     node.port = port;
     node.ipam = ipam;
     node.transport = match settings.transport {

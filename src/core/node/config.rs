@@ -43,6 +43,8 @@ pub struct Config {
     pub ciphers: Vec<Cipher>,
     /// The overlay's MTU here.
     pub mtu: u16,
+    /// The longest packet that a frame of that MTU makes is longer by this: larger ones need not be tried.
+    pub overhead: u16,
     /// The UDP port of this peer.
     pub port: u16,
     /// How fast failures are found.
@@ -86,6 +88,7 @@ impl Config {
             ports_aside: 0,
             ciphers: vec![Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305],
             mtu: 1310,
+            overhead: OVERHEAD_BYTES,
             port: PORT,
             timing: Timing::DEFAULT,
             transport: Policy::Auto,
@@ -103,3 +106,5 @@ impl Config {
 
 /// The port when none is given.
 pub const PORT: u16 = 6783;
+/// What sealing, the longest way through relays and the headers of the underlay add to a packet of the overlay: see SPEC.md, "Transport".
+pub const OVERHEAD_BYTES: u16 = 190;

@@ -137,9 +137,9 @@ impl Node {
         }
     }
 
-    /// The largest packet that a frame of the overlay can make, which is the MTU of the device below unless that was set otherwise.
+    /// The largest packet that is worth to be tried.
     fn ceiling(&self) -> u16 {
-        self.config.mtu.saturating_add(OVERHEAD_BYTES)
+        self.config.mtu.saturating_add(self.config.overhead)
     }
 
     /// Whether [`Node::way_max`] was found out.
@@ -215,6 +215,3 @@ fn headers(to: SocketAddr) -> usize {
 
 const _: () =
     assert!(DATAGRAM_BASE + 48 == mtu::BASE as usize, "the frame path and the search mean the same base size");
-
-/// What sealing, the longest way through relays and the headers of the underlay add to a packet of the overlay: see SPEC.md, "Transport".
-const OVERHEAD_BYTES: u16 = 190;

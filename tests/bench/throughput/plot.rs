@@ -29,7 +29,7 @@ pub fn svg(rows: &[Row], offload: Offload) -> String {
     for (at, row) in rows.iter().enumerate() {
         let y = TOP_PX + at as u32 * ROW_PX;
         let class = if row.contender.title.contains("meshd") { "our" } else { "other" };
-        let name = row.contender.title().replace("**", "").replace(", `--mtu 1450`", "");
+        let name = row.contender.title().replace("**", "");
         let _ = writeln!(text, "<text class=\"name\" x=\"{}\" y=\"{}\">{name}</text>", NAMES_PX - 8, y + 15);
         for (ratio, class2, down) in [(ratios(row)[0], "one", 0), (ratios(row)[1], "four", 11)] {
             let (length, y) = (ratio * scale, y + down);
