@@ -75,6 +75,7 @@ pub struct Link {
     pub retry_s: Option<u64>,
     pub cipher: String,
     /// Source ports that frames to it leave from; 0 when none do by UDP of our own.
+    #[serde(default)]
     pub ports: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What one visit finds out about a tunnel, in about twelve seconds.
+//! What one visit finds out about a tunnel, in about fifteen seconds.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -17,6 +17,8 @@ pub struct Figures {
     pub udp64_kpps: f64,
     pub rr_p50_us: f64,
     pub rr_p99_us: f64,
+    /// Of a round trip while a stream of TCP fills the tunnel.
+    pub beside_p50_us: f64,
     /// Of the whole machine, and so of what else runs there.
     pub cpu_s_per_gb: f64,
     /// Of all daemons.
@@ -33,7 +35,7 @@ pub fn figures(tunnel: &Tunnel, udp: bool) -> Figures {
     let pids = tunnel.pids();
     tunnel.from.await_ping(&tunnel.address, Duration::from_secs(10));
     std::thread::sleep(tunnel.settle);
-    let (rr_p50_us, rr_p99_us) = round_trip(tunnel);
+    let (rr_p50_us, rr_p99_us) = round_trips(tunnel, ROUND_TRIPS, Duration::ZERO);
     let server = tunnel.to.spawn(&["iperf3", "-s"]);
     std::thread::sleep(Duration::from_millis(200));
     let (cpu, own) = (cpu_s(), daemons_s(&pids));
@@ -41,6 +43,7 @@ pub fn figures(tunnel: &Tunnel, udp: bool) -> Figures {
     let (cpu_s_per_gb, daemons_s_per_gb) = ((cpu_s() - cpu) / gigabytes, (daemons_s(&pids) - own) / gigabytes);
     let (tcp4_gbps, _) = iperf(tunnel, &["-t", "1.5", "-P", "4"]);
     let (reverse_gbps, _) = iperf(tunnel, &["-t", "1.5", "-R"]);
+    let beside_p50_us = beside(tunnel);
     drop(server);
     let (udp_gbps, udp64_kpps) = match udp {
         true => (udp_rate(tunnel, UDP_BYTES) * UDP_BYTES as f64 * 8.0 / 1e9, udp_rate(tunnel, 64) / 1e3),
@@ -59,6 +62,7 @@ pub fn figures(tunnel: &Tunnel, udp: bool) -> Figures {
         udp64_kpps,
         rr_p50_us,
         rr_p99_us,
+        beside_p50_us,
         cpu_s_per_gb,
         daemons_s_per_gb,
         resident_mib,
@@ -68,7 +72,7 @@ pub fn figures(tunnel: &Tunnel, udp: bool) -> Figures {
 }
 
 /// Request and response of 64 bytes over TCP: median and 99th percentile of the round trip.
-fn round_trip(tunnel: &Tunnel) -> (f64, f64) {
+fn round_trips(tunnel: &Tunnel, duration: Duration, pause: Duration) -> (f64, f64) {
     let to: SocketAddr = format!("{}:7001", tunnel.address).parse().expect("address");
     let server = inside(&tunnel.to, move || TcpListener::bind(to).expect("listener"));
     let answer = std::thread::spawn(move || {
@@ -83,16 +87,27 @@ fn round_trip(tunnel: &Tunnel) -> (f64, f64) {
     let mut times = Vec::new();
     let start = Instant::now();
     let mut bytes = [7; 64];
-    while start.elapsed() < ROUND_TRIPS {
+    while start.elapsed() < duration {
         let sent = Instant::now();
         stream.write_all(&bytes).expect("request");
         stream.read_exact(&mut bytes).expect("response");
         times.push(sent.elapsed().as_secs_f64() * 1e6);
+        std::thread::sleep(pause);
     }
     drop(stream);
     let _ = answer.join();
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+/// A hundred small requests a second beside a stream of TCP: the median of their round trip.
+fn beside(tunnel: &Tunnel) -> f64 {
+    let mut load = tunnel.from.spawn(&["iperf3", "-c", &tunnel.address, "-t", "3"]);
+    // The stream's start fills every queue.
+    std::thread::sleep(Duration::from_secs(1));
+    let (median, _) = round_trips(tunnel, BESIDE, Duration::from_millis(10));
+    load.finish();
+    median
 }
 
 /// The highest rate of datagrams of `size` bytes that loses less than 0.5 %: a flood, then a bisection.
@@ -182,7 +197,7 @@ fn resident_mib(pid: u32) -> f64 {
     line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
 }
 
-/// Of the large datagrams, one for all: with headers it fits the smallest MTU among the contenders, meshd's 1,310 on plain Ethernet.
+/// Of the large datagrams, one for all: with headers it fits the smallest MTU among the contenders, meshd's 1,370 on plain Ethernet.
 pub const UDP_BYTES: usize = 1200;
 /// The loss from which on a rate is too high.
 const LOSS: f64 = 0.005;
@@ -191,4 +206,5 @@ const BISECTIONS: u32 = 6;
 const UDP_TRIAL: Duration = Duration::from_millis(200);
 /// Some ten thousand round trips: the 99th percentile is then of a hundred.
 const ROUND_TRIPS: Duration = Duration::from_millis(700);
+const BESIDE: Duration = Duration::from_millis(1700);
 const REST: Duration = Duration::from_millis(1500);

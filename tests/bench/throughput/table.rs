@@ -29,7 +29,7 @@ pub struct Cell {
 type Get = fn(&Figures) -> f64;
 
 /// Names, decimals, and where they come from. The first two are those of the plot.
-pub const COLUMNS: [(&str, usize, Get); 11] = [
+pub const COLUMNS: [(&str, usize, Get); 12] = [
     ("TCP, 1 stream, Gbit/s", 2, |f| f.tcp1_gbps),
     ("4 streams", 2, |f| f.tcp4_gbps),
     ("reverse", 2, |f| f.reverse_gbps),
@@ -37,6 +37,7 @@ pub const COLUMNS: [(&str, usize, Get); 11] = [
     ("UDP, 64 B, kpps", 0, |f| f.udp64_kpps),
     ("round trip, p50, µs", 0, |f| f.rr_p50_us),
     ("p99, µs", 0, |f| f.rr_p99_us),
+    ("p50 beside a stream, µs", 0, |f| f.beside_p50_us),
     ("CPU, s/GB", 2, |f| f.cpu_s_per_gb),
     ("of it daemons", 2, |f| f.daemons_s_per_gb),
     ("a daemon, MiB", 0, |f| f.resident_mib),
