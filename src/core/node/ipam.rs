@@ -82,6 +82,7 @@ impl Node {
     }
 
     fn drain_ipam(&mut self, now: Time) {
+        let mut probes = Vec::new();
         while let Some(output) = self.ipam.as_mut().and_then(|addresses| addresses.machine.poll()) {
             match output {
                 ipam::Output::Send { to, message } => {
@@ -105,16 +106,15 @@ impl Node {
                     }
                 }
                 ipam::Output::Event { level, what, detail } => self.event(level, what, None, detail),
-                ipam::Output::Probe(some) => {
-                    // The frame path must know the owner first, or it answers for the one before.
-                    if self.ipam.as_ref().is_some_and(|addresses| addresses.stale_owners) {
-                        self.publish(now);
-                    }
-                    self.outputs.push_back(Output::Ipam(ipam::Output::Probe(some)));
-                }
+                ipam::Output::Probe(some) => probes.push(some),
                 other => self.outputs.push_back(Output::Ipam(other)),
             }
         }
+        // The frame path must know the owner first, or it answers for the one before: also of what was given to this peer in the same step.
+        if !probes.is_empty() && self.ipam.as_ref().is_some_and(|addresses| addresses.stale_owners) {
+            self.publish(now);
+        }
+        self.outputs.extend(probes.into_iter().map(|some| Output::Ipam(ipam::Output::Probe(some))));
     }
 
     fn emit_ipam(&mut self, message: &Message) -> Option<Vec<u8>> {

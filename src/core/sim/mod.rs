@@ -391,7 +391,16 @@ impl Sim {
                 self.push(DISK, What::Kept { host, life, seq });
             }
             Reply { token, result } => drop(self.hosts[host].replies.insert(token, result)),
-            Probe(addresses) => self.push(PROBE, What::Probed { host, life, addresses }),
+            Probe(addresses) => {
+                // Who asks on the bridge is answered by the frame path for whomever it takes for the owner.
+                let owners = &self.hosts[host].fib.owners;
+                let own = |address: &u32| owners.owner(*address) == Some(crate::fib::Owner::Me);
+                assert!(
+                    addresses.iter().all(own),
+                    "host {host} asks for addresses that its own frame path answers for"
+                );
+                self.push(PROBE, What::Probed { host, life, addresses });
+            }
             _ => {}
         }
     }

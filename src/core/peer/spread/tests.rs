@@ -17,7 +17,7 @@ impl Path {
     }
 
     fn tick(&mut self, datagrams: u64) -> bool {
-        self.now = self.now + Duration::from_millis(200);
+        self.now += Duration::from_millis(200);
         let mut asks = Vec::new();
         self.spread.on_tick(self.now, datagrams, RTT, &mut asks);
         self.asked = asks.iter().map(|ask| ask.port).collect();
