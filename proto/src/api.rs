@@ -329,6 +329,8 @@ pub enum Command {
     Rmpeer { peers: Vec<String>, force: bool },
     /// Give back all that this peer owns, and belong to the address space no more.
     Leave,
+    /// What whoever makes an interface on the bridge has to know.
+    Network,
 }
 
 /// The answer to a [`Command`].
@@ -352,8 +354,30 @@ pub enum Reply {
     Leases { leases: Vec<Lease> },
     /// These peers are removed; so many addresses were taken back.
     Removed { peers: Vec<String>, addresses: u64 },
+    /// The network of the bridge.
+    Network(Network),
     /// The peer said no.
     Refused { reason: String },
+}
+
+/// The answer to [`Command::Network`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Network {
+    pub bridge: String,
+    pub mtu: u32,
+    /// Addresses that the host has on the bridge by `expose`.
+    pub exposed: Vec<String>,
+    /// What is managed; empty: nothing is.
+    pub range: String,
+    /// Where addresses come from when nobody says otherwise.
+    pub subnet: String,
+    /// Why frames do not pass now; empty: they do.
+    #[serde(default)]
+    pub broken: String,
+    /// Why no address can be given out now; empty: they can.
+    #[serde(default)]
+    pub waiting: String,
 }
 
 /// One address that is given out.

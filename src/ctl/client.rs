@@ -18,6 +18,7 @@ use super::exit;
 
 /// Why there is no answer; its text is the line for standard error.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "fields are said by the variant")]
 pub enum Failure {
     /// Nobody there.
     #[error("no meshd at {socket} ({why}): start meshd, or choose its socket with --socket PATH or MESHCTL_SOCKET")]
@@ -40,6 +41,7 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What `meshctl` ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::NoPeer { .. } | Failure::Forbidden(_) => exit::NO_PEER,
@@ -56,6 +58,7 @@ pub struct Client {
 }
 
 impl Client {
+    /// At this socket; nothing is opened yet.
     pub fn new(socket: &Path) -> Client {
         Client { socket: socket.into() }
     }

@@ -20,6 +20,7 @@ pub mod secret;
 pub mod usage;
 mod watch;
 
+pub use client::{Client, Failure};
 pub use run::main;
 
 /// Exit codes, fixed by the interface.

@@ -341,6 +341,7 @@ impl Driver {
                 }
                 Err(_) => drop(answer.send(traced(self.trace(&to)))),
             },
+            Command::Network => drop(answer.send(Reply::Network(self.network()))),
             Command::Rmpeer { peers, force } => match choose(&self.candidates(now), &peers, force) {
                 Ok(chosen) => {
                     let errand = self.addresses.clone().remove(chosen, force);

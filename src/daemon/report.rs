@@ -8,7 +8,7 @@ use meshnet_core::fdb::Owner;
 use meshnet_core::fib;
 use meshnet_core::fib::owners::mac_of;
 use meshnet_core::time::Time;
-use meshnet_proto::api::{self, Data, MacEntry, Problem, Report, Status, Trace};
+use meshnet_proto::api::{self, Data, MacEntry, Network, Problem, Report, Status, Trace};
 use meshnet_proto::{Mac, PeerId};
 
 use super::config::Settings;
@@ -22,12 +22,16 @@ pub struct Facts {
     me: PeerId,
     recent: Recent,
     view: View,
+    /// What is managed, and where addresses come from by default.
+    range: (String, String),
 }
 
 impl Facts {
     /// Of these settings. `view` shows what the devices are at any time.
     pub fn new(settings: &Settings, me: PeerId, recent: Recent, view: View) -> Facts {
-        Facts { settings: settings.shown(), me, recent, view }
+        let range = settings.ipam_range.map(|range| range.to_string()).unwrap_or_default();
+        let subnet = settings.ipam_subnet.map_or_else(|| range.clone(), |subnet| subnet.to_string());
+        Facts { settings: settings.shown(), me, recent, view, range: (range, subnet) }
     }
 }
 
@@ -152,11 +156,31 @@ impl Driver {
 
     /// Ready: frames can enter and leave, and addresses can be given out if they are managed. Peers are not asked for: a first peer is ready alone.
     pub(super) fn ready(&self) -> Result<(), String> {
+        self.passes()?;
+        self.node.addresses_ready().map_err(|why| format!("no address can be given out: {why}"))
+    }
+
+    /// Whether frames can enter and leave.
+    fn passes(&self) -> Result<(), String> {
         if self.plane.tap_lost() {
             return Err("the TAP device is gone and being put back".into());
         }
-        self.facts.view.ready()?;
-        self.node.addresses_ready().map_err(|why| format!("no address can be given out: {why}"))
+        self.facts.view.ready()
+    }
+
+    /// For those that make interfaces on the bridge.
+    pub(super) fn network(&self) -> Network {
+        let device = self.facts.view.device();
+        let (range, subnet) = self.facts.range.clone();
+        Network {
+            bridge: device.bridge,
+            mtu: device.mtu,
+            exposed: device.exposed,
+            range,
+            subnet,
+            broken: self.passes().err().unwrap_or_default(),
+            waiting: self.node.addresses_ready().err().unwrap_or_default(),
+        }
     }
 
     /// The path to a peer by name or id, or to whoever has a MAC address.

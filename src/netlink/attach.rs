@@ -237,7 +237,7 @@ fn check(
     wanted: &[IpNet],
 ) -> Result<(), Error> {
     if end.is_none() && links.iter().any(|link| link.name == INTERFACE) {
-        return Err(Error::NameTaken { namespace: namespace.to_owned(), interface: INTERFACE });
+        return Err(Error::NameTaken { namespace: namespace.to_owned(), interface: INTERFACE.into() });
     }
     if end.is_none() && wanted.is_empty() {
         return Err(Error::NoAddress(namespace.to_owned()));
@@ -265,22 +265,47 @@ struct Place {
 
 impl Place {
     fn open(name: &str) -> Result<Place, Error> {
-        let netns = Netns::open(name).map_err(|why| match why.kind() {
-            std::io::ErrorKind::NotFound => Error::NoNamespace(name.to_owned()),
-            std::io::ErrorKind::InvalidInput => Error::NotANamespace(name.to_owned()),
-            _ => Error::io(format!("enter the network namespace '{name}'"), why),
-        })?;
-        let stat = |netns: &Netns| {
-            rustix::fs::fstat(netns)
-                .map_err(|why| Error::io(format!("look at the network namespace '{name}'"), why.into()))
-        };
-        let here = Netns::current().map_err(|why| Error::io("look at the own network namespace", why))?;
-        let (there, here) = (stat(&netns)?, stat(&here)?);
-        if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) {
-            return Err(Error::OwnNamespace(name.to_owned()));
-        }
-        Ok(Place { name: name.to_owned(), netns: Arc::new(netns), port: port_name(there.st_ino) })
+        let (netns, inode) = open(name)?;
+        Ok(Place { name: name.to_owned(), netns: Arc::new(netns), port: port_name(inode) })
     }
+}
+
+/// A namespace that is not our own: for those who want to know before they begin.
+pub fn open_namespace(name: &str) -> Result<Netns, Error> {
+    open(name).map(|(netns, _)| netns)
+}
+
+/// Brings a namespace's loopback device up or down, or leaves it; true when it is up then.
+pub async fn loopback(netns: &Arc<Netns>, up: Option<bool>) -> Result<bool, Error> {
+    inside(netns, async move |netlink| {
+        let Some(device) = netlink.link("lo").await? else { return Ok(false) };
+        let change = LinkUnspec::new_with_index(device.index);
+        match up {
+            Some(true) => netlink.change_link(change.up(), "bring lo up").await?,
+            Some(false) => netlink.change_link(change.down(), "bring lo down").await?,
+            None => {}
+        }
+        Ok(up.unwrap_or(device.up))
+    })
+    .await
+}
+
+/// A namespace that is not our own, and its inode.
+pub(super) fn open(name: &str) -> Result<(Netns, u64), Error> {
+    let netns = Netns::open(name).map_err(|why| match why.kind() {
+        std::io::ErrorKind::NotFound => Error::NoNamespace(name.to_owned()),
+        std::io::ErrorKind::InvalidInput => Error::NotANamespace(name.to_owned()),
+        _ => Error::io(format!("enter the network namespace '{name}'"), why),
+    })?;
+    let stat = |netns: &Netns| {
+        rustix::fs::fstat(netns).map_err(|why| Error::io(format!("look at the network namespace '{name}'"), why.into()))
+    };
+    let here = Netns::current().map_err(|why| Error::io("look at the own network namespace", why))?;
+    let (there, here) = (stat(&netns)?, stat(&here)?);
+    if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) {
+        return Err(Error::OwnNamespace(name.to_owned()));
+    }
+    Ok((netns, there.st_ino))
 }
 
 /// At most 15 bytes: the inode's low 40 bits are all of it on any kernel so far.
@@ -294,7 +319,7 @@ pub(super) fn port_alias(bridge: &str) -> String {
 }
 
 /// The MAC address from which everybody can tell the address's owner without asking; only IPv4 fits, others get the kernel's random one.
-fn mac_of(addresses: &[IpNet]) -> Option<Mac> {
+pub(super) fn mac_of(addresses: &[IpNet]) -> Option<Mac> {
     addresses.iter().find_map(|net| match net {
         IpNet::V4(net) => {
             let [a, b, c, d] = net.addr().octets();
@@ -305,18 +330,18 @@ fn mac_of(addresses: &[IpNet]) -> Option<Mac> {
 }
 
 /// The interface among `links` (of the namespace) that is the other end of our port.
-fn other_end<'a>(port: &Link, links: &'a [Link]) -> Option<&'a Link> {
+pub(super) fn other_end<'a>(port: &Link, links: &'a [Link]) -> Option<&'a Link> {
     let end = links.iter().find(|link| Some(link.index) == port.below)?;
     (end.kind == Kind::Veth && end.below == Some(port.index)).then_some(end)
 }
 
-fn of(addresses: &[Address], index: u32) -> Vec<IpNet> {
+pub(super) fn of(addresses: &[Address], index: u32) -> Vec<IpNet> {
     let global = |there: &&Address| there.index == index && is_global(&there.net.addr());
     addresses.iter().filter(global).map(|there| there.net).collect()
 }
 
 /// Runs `work` with a connection to the kernel inside the namespace, on a thread of its own, so that this one never waits.
-async fn inside<T, F>(netns: &Arc<Netns>, work: F) -> Result<T, Error>
+pub(super) async fn inside<T, F>(netns: &Arc<Netns>, work: F) -> Result<T, Error>
 where
     T: Send + 'static,
     F: AsyncFnOnce(Netlink) -> Result<T, Error> + Send + 'static,

@@ -46,6 +46,8 @@ pub(super) struct Link {
     /// Of a port: others of the kind are not reached from it; it learns.
     pub isolated: bool,
     pub learns: bool,
+    /// Of a port: frames may leave where they came in.
+    pub hairpin: bool,
     /// What passed it.
     pub traffic: Traffic,
 }
@@ -107,6 +109,8 @@ pub(super) struct Route {
     pub index: Option<u32>,
     /// A lower MTU than the interface's.
     pub mtu: Option<u32>,
+    /// The next router.
+    pub via: Option<IpAddr>,
 }
 
 impl Netlink {
@@ -139,7 +143,14 @@ impl Netlink {
     }
 
     pub(super) async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
-        Ok(self.links().await?.into_iter().find(|link| link.name == name))
+        let request = self.handle.link().get().match_name(name.to_owned());
+        let found: Result<Vec<LinkMessage>, Error> =
+            request.execute().try_collect().await.map_err(said(format!("look at the interface {name}")));
+        match found {
+            Ok(messages) => Ok(messages.into_iter().map(link).find(|link| link.name == name)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn addresses(&self) -> Result<Vec<Address>, Error> {
@@ -266,6 +277,30 @@ impl Netlink {
         done.map_err(said(format!("remove {net} from {}", link.name)))
     }
 
+    /// A route out of this interface, by a router that need not be in one of its networks. True when it was not there.
+    pub(super) async fn add_route(&self, link: &Link, to: IpNet, via: Option<IpAddr>) -> Result<bool, Error> {
+        let wrong = || Error::io(format!("route {to} by {via:?}"), std::io::ErrorKind::InvalidInput.into());
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to.addr(), to.prefix_len())
+            .map_err(|_| wrong())?
+            .output_interface(link.index);
+        route = match via {
+            Some(router) => route.gateway(router).map_err(|_| wrong())?.onlink(),
+            None => route.scope(netlink_packet_route::route::RouteScope::Link),
+        };
+        match self
+            .handle
+            .route()
+            .add(route.build())
+            .execute()
+            .await
+            .map_err(said(format!("route {to} by {}", link.name)))
+        {
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// Sends IPv4 multicast out of this interface; a route for it that is there stays.
     pub(super) async fn route_multicast(&self, link: &Link) -> Result<(), Error> {
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -351,6 +386,7 @@ fn link_info(link: &mut Link, info: LinkInfo) {
                     InfoBridgePort::State(state) => link.forwarding = state == BridgePortState::Forwarding,
                     InfoBridgePort::Isolated(on) => link.isolated = on,
                     InfoBridgePort::Learning(on) => link.learns = on,
+                    InfoBridgePort::HairpinMode(on) => link.hairpin = on,
                     InfoBridgePort::MulticastFlood(on) => link.floods_multicast = on,
                     InfoBridgePort::MulticastRouter(kind) => {
                         link.multicast_router = kind == BridgeMulticastRouterType::Permanent
@@ -390,9 +426,11 @@ fn route(message: &RouteMessage) -> Option<Route> {
         AddressFamily::Inet => IpAddr::from([0; 4]),
         _ => IpAddr::from([0; 16]),
     };
-    let (mut index, mut mtu) = (None, None);
+    let (mut index, mut mtu, mut via) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(router)) => via = Some(IpAddr::from(*router)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(router)) => via = Some(IpAddr::from(*router)),
             RouteAttribute::Destination(RouteAddress::Inet(to)) => ip = (*to).into(),
             RouteAttribute::Destination(RouteAddress::Inet6(to)) => ip = (*to).into(),
             RouteAttribute::Oif(out) => index = Some(*out),
@@ -406,7 +444,7 @@ fn route(message: &RouteMessage) -> Option<Route> {
             _ => {}
         }
     }
-    Some(Route { net: IpNet::new(ip, message.header.destination_prefix_length).ok()?, index, mtu })
+    Some(Route { net: IpNet::new(ip, message.header.destination_prefix_length).ok()?, index, mtu, via })
 }
 
 pub(super) fn mac(bytes: &[u8]) -> Option<Mac> {

@@ -6,7 +6,7 @@
 //! observe ──┘◄────────── until nothing differs ───────┘   run again on each notice of `watch` and on a period
 //! ```
 //! [`Netlink`] is the door: [`Netlink::ensure`] (bridge and TAP), [`Netlink::underlay`] (own addresses and MTU), [`Netlink::attach`] and
-//! [`Netlink::detach`] (containers), [`Netlink::expose`] and [`Netlink::hide`] (the host's address), [`Netlink::neighbour`],
+//! [`Netlink::detach`] (containers), [`Netlink::plug`] (containers of a runtime), [`Netlink::expose`] and [`Netlink::hide`] (the host's address), [`Netlink::neighbour`],
 //! [`Netlink::taken`] (addresses that somebody on the bridge has), [`vxlan`] and [`nft`] (the kernel's fast path and its guard), [`watch::Watch`].
 //!
 //! May use `sys`. Deliberately lacks: making the TAP (room `tap`; a missing one is told as [`Change::TapMissing`]), firewall rules, any memory of
@@ -24,6 +24,7 @@ pub mod bridge;
 pub mod expose;
 mod kernel;
 pub mod nft;
+pub mod plug;
 mod probe;
 mod rejoin;
 pub mod underlay;
@@ -110,7 +111,7 @@ pub enum Error {
         /// Where.
         namespace: String,
         /// Its name.
-        interface: &'static str,
+        interface: String,
     },
     /// The address is in use on this machine or in this namespace.
     #[error("{address} cannot be added: {present} is on {interface} already")]
@@ -120,6 +121,14 @@ pub enum Error {
         /// The one that is there.
         present: IpNet,
         /// Where.
+        interface: String,
+    },
+    /// There is another route to the same network.
+    #[error("the route to {to} by {interface} cannot be added: there is another one to it")]
+    RouteTaken {
+        /// Where to.
+        to: IpNet,
+        /// By which interface.
         interface: String,
     },
     /// It is not there.

@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn route(text: &str, index: u32) -> Route {
-        Route { net: text.parse().unwrap(), index: Some(index), mtu: None }
+        Route { net: text.parse().unwrap(), index: Some(index), mtu: None, via: None }
     }
 
     fn texts(underlay: &Underlay) -> Vec<String> {
