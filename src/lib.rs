@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod buf;
+pub mod cni;
 pub mod ctl;
 pub mod daemon;
 pub mod dataplane;

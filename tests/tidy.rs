@@ -23,6 +23,7 @@ const ROOMS: Table = &[
     ("api", &["telemetry", "proto"]),
     ("ctl", &["telemetry", "proto"]),
     ("telemetry", &["core", "proto"]),
+    ("cni", &["netlink", "sys", "ctl", "telemetry", "proto"]),
     (
         "daemon",
         &[
@@ -41,7 +42,7 @@ const ROOMS: Table = &[
             "proto",
         ],
     ),
-    ("bin", &["ctl", "telemetry", "daemon", "proto"]),
+    ("bin", &["ctl", "cni", "telemetry", "daemon", "proto"]),
     ("build", &[]),
 ];
 

@@ -1,33 +1,53 @@
-//! `mesh-cni`: the CNI plugin. The verbs have an issue of their own; until then it says so rather than pretend.
+//! `mesh-cni`: the CNI plugin. With `CNI_COMMAND` set a runtime runs it; without, people install it by it.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
+use meshnet::cni::{self, install};
 use meshnet::ctl::{exit, usage};
 use meshnet::telemetry::VERSION;
 
-/// The CNI plugin of meshnet.
+/// The CNI plugin of meshnet. Runtimes run it with CNI_COMMAND set.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-cni", version = VERSION)]
 struct Cli {
-    /// Verbs and their flags, `install` among them.
-    #[arg(hide = true, trailing_var_arg = true)]
-    _words: Vec<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Puts the plugin, those that runtimes need beside it, and the configuration on this machine. Each flag can be set by the environment, too
+    Install(install::Install),
+    /// Takes away what install put there
+    Uninstall(install::Uninstall),
 }
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
-        Ok(Cli { .. }) => {
-            eprintln!("mesh-cni: the CNI verbs are not in this version");
-            ExitCode::from(exit::REFUSED)
-        }
+    let name = std::env::args_os().next().unwrap_or_default();
+    let as_loopback = Path::new(&name).file_name() == Some(OsStr::new("loopback"));
+    if as_loopback || std::env::var_os("CNI_COMMAND").is_some() {
+        return cni::main(as_loopback);
+    }
+    let done = match Cli::try_parse().map(|cli| cli.command) {
+        Ok(Command::Install(options)) => install::install(&options),
+        Ok(Command::Uninstall(options)) => install::uninstall(&options),
         Err(error) if usage::is_help(&error) => {
             print!("{error}");
-            ExitCode::from(exit::DONE)
+            return ExitCode::from(exit::DONE);
         }
         Err(error) => {
             eprintln!("{}", usage::one_line(&Cli::command(), &error));
-            ExitCode::from(exit::USAGE)
+            return ExitCode::from(exit::USAGE);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-cni: {error:#}");
+            ExitCode::from(exit::REFUSED)
         }
     }
 }
