@@ -67,7 +67,8 @@ impl Call {
             container: text("CNI_CONTAINERID"),
             netns: text("CNI_NETNS"),
             interface: text("CNI_IFNAME"),
-            args: if needed.is_empty() { BTreeMap::new() } else { args(&text("CNI_ARGS"))? },
+            // DEL must not fail for what only ADD reads.
+            args: if verb == Verb::Add { args(&text("CNI_ARGS"))? } else { BTreeMap::new() },
             path: text("CNI_PATH").split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect(),
         };
         if !needed.is_empty() {

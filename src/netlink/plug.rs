@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use super::attach::{inside, mac_of, of, open, other_end, port_alias};
 use super::kernel::{Kind, Link};
-use super::{Error, Netlink, announce};
+use super::{Error, Netlink};
 use crate::sys::netns::Netns;
 
 /// An interface as it should be.
@@ -237,20 +237,27 @@ impl Netlink {
         }
         let (wanted, index) = (plug.clone(), port.below);
         let (end, routes) = inside(netns, async move |netlink| fill(&netlink, &wanted, index).await).await?;
-        self.announced(port, &end, netns, &plug.addresses).await;
-        Ok((end.mac.unwrap_or_default(), routes))
+        let mac = end.mac.unwrap_or_default();
+        self.make_known(port, end, netns).await;
+        Ok((mac, routes))
     }
 
-    /// Tells the neighbours of the addresses as soon as the bridge passes frames of the port: within a millisecond as a rule.
-    async fn announced(&self, port: &Link, end: &Link, netns: &Netns, addresses: &[IpNet]) {
+    /// Has the kernel tell the neighbours of the addresses, as soon as the bridge passes frames of the port: within a millisecond as a rule.
+    async fn make_known(&self, port: &Link, end: Link, netns: &Arc<Netns>) {
         for _ in 0..FORWARDING_TRIES {
             match self.link(&port.name).await {
                 Ok(Some(link)) if !link.forwarding => tokio::time::sleep(FORWARDING_WAIT).await,
                 _ => break,
             }
         }
-        let told = netns.run(|| addresses.iter().for_each(|net| announce::from_here(end.index, end.mac, net.addr())));
-        if let Err(error) = told {
+        // A MAC address that is set is announced with every address behind it (`arp_notify`, `ndisc_notify`), be it the same as before. A packet socket
+        // would do as well, but closing one waits for the kernel's other processors: 15 ms.
+        let told = inside(netns, async move |netlink| {
+            let mac = end.mac.unwrap_or_default();
+            let change = LinkUnspec::new_with_index(end.index).address(mac.0.to_vec());
+            netlink.change_link(change, format!("announce {}", end.name)).await
+        });
+        if let Err(error) = told.await {
             tracing::debug!(%error, interface = %port.name, "announcement not sent");
         }
     }
@@ -298,8 +305,9 @@ fn settle(interface: &str, addresses: &[IpNet]) {
     let set = |family: &str, key: &str, value: &str| {
         let _ = std::fs::write(format!("/proc/sys/net/{family}/conf/{interface}/{key}"), value);
     };
-    // When the link comes back, the neighbours are told of the addresses by the kernel.
+    // The neighbours are told of the addresses by the kernel: see `make_known`, and when the link comes back.
     set("ipv4", "arp_notify", "1");
+    set("ipv6", "ndisc_notify", "1");
     if addresses.iter().any(|net| net.addr().is_ipv6()) {
         set("ipv6", "disable_ipv6", "0");
     }
