@@ -110,6 +110,7 @@ impl Attachment<'_> {
     async fn own(&self, network: &Network) -> Result<Allocated, CniError> {
         let Ipam::Own { subnet, ip, gateway, routes } = &self.conf.ipam else { return Ok(Allocated::default()) };
         let range: Option<IpNet> = network.range.parse().ok();
+        let router = |address: &IpNet| gateway.filter(|gateway| gateway.is_ipv4() == address.addr().is_ipv4());
         let mut wishes = self.call.ips();
         if wishes.is_empty() {
             wishes.clone_from(&self.conf.ips);
@@ -120,7 +121,7 @@ impl Attachment<'_> {
         let mut ips = Vec::with_capacity(wishes.len().max(1));
         for wish in &wishes {
             let address = self.fixed(network, range, wish).await?;
-            ips.push(Ip { address, gateway: *gateway });
+            ips.push(Ip { address, gateway: router(&address) });
         }
         if wishes.is_empty() {
             let range = range.ok_or_else(|| {
@@ -133,7 +134,7 @@ impl Attachment<'_> {
                 return Err(CniError::config(msg));
             }
             let address = self.meshd.alloc(self.owner, subnet.map(|subnet| subnet.to_string())).await?;
-            ips.push(Ip { address, gateway: *gateway });
+            ips.push(Ip { address, gateway: router(&address) });
         }
         self.one_of_the_range(range, &ips)?;
         Ok(Allocated { ips, routes: routes.clone(), dns: Map::new() })

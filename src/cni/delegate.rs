@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::call::Call;
 use super::config::Version;
-use super::error::{CniError, DELEGATE, INCOMPATIBLE_VERSION, INVALID_ENVIRONMENT};
+use super::error::{CniError, DELEGATE, INCOMPATIBLE_VERSION, INVALID_ENVIRONMENT, NO_CONTAINER};
 
 /// Runs a verb of the plugin `name`. A plugin that does not know the version is asked in older ones, oldest that this plugin speaks last.
 pub fn run(
@@ -32,11 +32,10 @@ pub fn run(
     Err(last.unwrap_or_else(|| CniError::new(DELEGATE, format!("{name}: no version fits"))))
 }
 
-/// Whether a refusal only says that the plugin is older than the verb: then it has nothing to say to it.
+/// Whether a refusal of GC or STATUS only says that the plugin is older than the verb: then it has nothing to say to it. Such plugins miss an environment
+/// that these verbs do not have.
 pub fn is_too_old(error: &CniError) -> bool {
-    error.code == INCOMPATIBLE_VERSION
-        || error.code == INVALID_ENVIRONMENT && error.msg.contains("unknown CNI_COMMAND")
-        || error.msg.contains("version does not allow")
+    matches!(error.code, INCOMPATIBLE_VERSION | NO_CONTAINER | INVALID_ENVIRONMENT)
 }
 
 fn find(name: &str, call: &Call) -> Result<PathBuf, CniError> {

@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use meshnet_proto::limits;
 use meshnet_proto::wire::fast::SUBNETS_MAX;
 
@@ -56,6 +56,10 @@ pub struct Settings {
     pub ipam_init: IpamInit,
     /// Address of the host on the bridge.
     pub expose: Option<Expose>,
+    /// Containers leave the overlay in the host's name.
+    pub masquerade: bool,
+    /// But not to these.
+    pub no_masquerade: Vec<Ipv4Net>,
     /// How frames travel.
     pub transport: Transport,
     /// False: as on a kernel that moves one frame or datagram a call.
@@ -105,6 +109,8 @@ impl Settings {
             ("ipam-subnet", or(self.ipam_subnet.map(|subnet| subnet.to_string()), "the range")),
             ("ipam-init", self.ipam_init.to_string()),
             ("expose", or(self.expose.map(|expose| expose.to_string()), "none")),
+            ("masquerade", self.masquerade.to_string()),
+            ("no-masquerade", list(self.no_masquerade.iter().map(ToString::to_string).collect())),
             ("transport", format!("{:?}", self.transport).to_lowercase()),
             ("offload", if self.offload { "auto" } else { "off" }.to_owned()),
             ("trusted-subnet", list(self.trusted_subnets.iter().map(ToString::to_string).collect())),
@@ -368,6 +374,8 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         ipam_subnet: texts.one("ipam-subnet", value::network)?,
         ipam_init: texts.one("ipam-init", str::parse)?.unwrap_or(IpamInit::Auto),
         expose: texts.one("expose", expose)?.flatten(),
+        masquerade: texts.switch("masquerade")?,
+        no_masquerade: no_masquerade(&texts)?,
         transport,
         offload: texts.one("offload", |text| value::word(text, &OFFLOAD))?.unwrap_or(true),
         trusted_subnets: trusted_subnets(&texts)?,
@@ -395,6 +403,12 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
 fn check_together(texts: &Texts, settings: &Settings) -> Result<(), ConfigError> {
     if let (Some(Expose::Auto), None, Some(given)) = (settings.expose, settings.ipam_range, texts.given.get("expose")) {
         return Err(given.wrong("auto", "it needs an --ipam-range; or give an address such as 10.32.0.1/12"));
+    }
+    if let (true, None, Some(given)) = (settings.masquerade, settings.ipam_range, texts.given.get("masquerade")) {
+        return Err(given.wrong("true", "it needs an --ipam-range: those are the addresses that it is for"));
+    }
+    if let (None, Some(given)) = (texts.given.get("masquerade"), texts.given.get("no-masquerade")) {
+        return Err(given.wrong(&given.values.concat(), "it needs --masquerade"));
     }
     let Some(given) = texts.given.get("ipam-subnet") else { return Ok(()) };
     let (Some(subnet), text) = (settings.ipam_subnet, given.values.concat()) else { return Ok(()) };
@@ -433,6 +447,20 @@ fn trusted_subnets(texts: &Texts) -> Result<Vec<IpNet>, ConfigError> {
         return Err(fail(2, format_args!("--trusted-subnet: {} are too many: at most {SUBNETS_MAX}", subnets.len())));
     }
     Ok(subnets)
+}
+
+/// Each is a rule that every packet on its way out is compared with.
+fn no_masquerade(texts: &Texts) -> Result<Vec<Ipv4Net>, ConfigError> {
+    let network = |text: &str| match value::network(text)? {
+        IpNet::V4(net) => Ok(net),
+        IpNet::V6(_) => Err("an IPv4 network is wanted, such as 192.0.2.0/24".into()),
+    };
+    let networks = texts.many("no-masquerade", network)?;
+    if networks.len() > NO_MASQUERADE_MAX {
+        let count = networks.len();
+        return Err(fail(2, format_args!("--no-masquerade: {count} are too many: at most {NO_MASQUERADE_MAX}")));
+    }
+    Ok(networks)
 }
 
 fn expose(text: &str) -> Result<Option<Expose>, String> {
@@ -504,6 +532,8 @@ const MTU_MAX: u16 = u16::MAX - 190;
 const WORKERS_MAX: usize = (limits::LANES_MAX - 1) / 2;
 /// Beyond four queues the gain in the measurements was gone.
 const WORKERS_AUTO_MAX: usize = 4;
+/// A cluster has a handful of networks that know its containers.
+const NO_MASQUERADE_MAX: usize = 64;
 const OFFLOAD: [(&str, bool); 2] = [("auto", true), ("off", false)];
 const TRANSPORTS: [(&str, Transport); 3] =
     [("auto", Transport::Auto), ("udp", Transport::Udp), ("quic", Transport::Quic)];

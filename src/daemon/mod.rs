@@ -12,6 +12,7 @@ pub mod config;
 pub mod devices;
 pub mod driver;
 pub mod fast;
+pub mod host;
 pub mod ipam;
 pub mod peer;
 pub mod report;
@@ -54,6 +55,7 @@ use backend::Asker;
 use config::{Profile, Settings, Transport};
 use devices::Devices;
 use driver::{Driver, Sources};
+use host::Host;
 use ipam::Shell;
 use peer::Peer;
 use report::Facts;
@@ -150,6 +152,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let keeper = tokio::spawn(keep_saved(Arc::clone(&state), saved));
     let stop = stop_on_signal()?;
     let (addresses, asks, errands) = Addresses::start(settings, &devices);
+    let host = Host::start(settings).await?;
     let driver = Driver {
         node: Node::new(node, Time::ZERO),
         started,
@@ -174,6 +177,7 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         refilled: started,
         addresses,
         errands,
+        host,
     };
     let end = driver.run(Sources { links, requests, notices, fast: begun.inputs, asks, kept }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.

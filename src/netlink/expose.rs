@@ -31,6 +31,17 @@ impl Netlink {
         Ok(elsewhere.map(warn).collect())
     }
 
+    /// Routes to parts of these addresses, or to more than them, by other interfaces than the bridge: to where, and by which.
+    pub async fn crossing(&self, bridge: &str, range: IpNet) -> Result<Vec<(IpNet, String)>, Error> {
+        let (links, routes) = (self.links().await?, self.routes().await?);
+        let own = links.iter().find(|link| link.name == bridge).map(|link| link.index);
+        let crosses = |net: &IpNet| net.prefix_len() > 0 && (net.contains(&range) || range.contains(net));
+        let crossing = routes.iter().filter(|route| route.index != own && crosses(&route.net));
+        let name =
+            |index: Option<u32>| links.iter().find(|link| Some(link.index) == index).map_or("?", |link| &link.name);
+        Ok(crossing.map(|route| (route.net, name(route.index).to_owned())).collect())
+    }
+
     /// Takes an address from the bridge, or all that [`Netlink::expose`] put there (of this run or an earlier one). Gives back those taken.
     pub async fn hide(&self, bridge: &str, net: Option<IpNet>) -> Result<Vec<IpNet>, Error> {
         let link = self.bridge(bridge).await?;

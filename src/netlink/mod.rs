@@ -7,9 +7,9 @@
 //! ```
 //! [`Netlink`] is the door: [`Netlink::ensure`] (bridge and TAP), [`Netlink::underlay`] (own addresses and MTU), [`Netlink::attach`] and
 //! [`Netlink::detach`] (containers), [`Netlink::plug`] (containers of a runtime), [`Netlink::expose`] and [`Netlink::hide`] (the host's address), [`Netlink::neighbour`],
-//! [`Netlink::taken`] (addresses that somebody on the bridge has), [`vxlan`] and [`nft`] (the kernel's fast path and its guard), [`watch::Watch`].
+//! [`Netlink::taken`] (addresses that somebody on the bridge has), [`vxlan`] and [`nft`] (the kernel's fast path and its guard), [`nat`] (the containers' way out), [`watch::Watch`].
 //!
-//! May use `sys`. Deliberately lacks: making the TAP (room `tap`; a missing one is told as [`Change::TapMissing`]), firewall rules, any memory of
+//! May use `sys`. Deliberately lacks: making the TAP (room `tap`; a missing one is told as [`Change::TapMissing`]), any memory of
 //! its own: what it knows of earlier runs is written on the devices.
 
 use std::io;
@@ -23,6 +23,7 @@ pub mod attach;
 pub mod bridge;
 pub mod expose;
 mod kernel;
+pub mod nat;
 pub mod nft;
 pub mod plug;
 mod probe;

@@ -52,7 +52,7 @@ pub fn remove(name: &str) -> io::Result<()> {
 
 /// Whether the guard is there: whoever empties the machine's rules takes it away too.
 pub fn stands(name: &str) -> io::Result<bool> {
-    let mut question = Batch { bytes: Vec::new(), sequence: 1 };
+    let mut question = Batch::question();
     question.put(GET_CHAIN, 0, IP, &[text(1, name), text(3, CHAIN)].concat());
     match transact(&question.bytes) {
         Ok(()) => Ok(true),
@@ -122,24 +122,29 @@ struct Shape {
 }
 
 /// A transaction: messages between two marks.
-struct Batch {
-    bytes: Vec<u8>,
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
     sequence: u32,
 }
 
 impl Batch {
-    fn begin() -> Batch {
+    pub(super) fn begin() -> Batch {
         let mut batch = Batch { bytes: Vec::new(), sequence: 0 };
         batch.message(NFNL_BATCH_BEGIN, 0, 0, SUBSYSTEM, &[]);
         batch
     }
 
-    fn end(mut self) -> Vec<u8> {
+    /// Without marks: nothing is changed.
+    fn question() -> Batch {
+        Batch { bytes: Vec::new(), sequence: 1 }
+    }
+
+    pub(super) fn end(mut self) -> Vec<u8> {
         self.message(NFNL_BATCH_END, 0, 0, SUBSYSTEM, &[]);
         self.bytes
     }
 
-    fn message(&mut self, kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) {
+    pub(super) fn message(&mut self, kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) {
         let length = (HEADER_BYTES + attributes.len()) as u32;
         self.bytes.extend(length.to_ne_bytes());
         self.bytes.extend(kind.to_ne_bytes());
@@ -152,17 +157,17 @@ impl Batch {
         self.sequence += 1;
     }
 
-    fn put(&mut self, kind: u16, flags: u16, family: u8, attributes: &[u8]) {
+    pub(super) fn put(&mut self, kind: u16, flags: u16, family: u8, attributes: &[u8]) {
         self.message(SUBSYSTEM << 8 | kind, NLM_F_ACK | flags, family, 0, attributes);
     }
 
     /// No such table from here on, whether there was one or not: what is not there cannot be deleted, so it is made first.
-    fn clear(&mut self, family: u8, name: &str) {
+    pub(super) fn clear(&mut self, family: u8, name: &str) {
         self.add_table(family, name);
         self.put(DELETE_TABLE, 0, family, &text(1, name));
     }
 
-    fn add_table(&mut self, family: u8, name: &str) {
+    pub(super) fn add_table(&mut self, family: u8, name: &str) {
         self.put(NEW_TABLE, NLM_F_CREATE, family, &text(1, name));
     }
 
@@ -201,7 +206,7 @@ impl Batch {
     }
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);
@@ -209,15 +214,15 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
     attribute(kind | NLA_F_NESTED, value)
 }
 
-fn number(kind: u16, value: u32) -> Vec<u8> {
+pub(super) fn number(kind: u16, value: u32) -> Vec<u8> {
     attribute(kind, &value.to_be_bytes())
 }
 
-fn text(kind: u16, value: &str) -> Vec<u8> {
+pub(super) fn text(kind: u16, value: &str) -> Vec<u8> {
     attribute(kind, &[value.as_bytes(), &[0]].concat())
 }
 
@@ -229,7 +234,7 @@ fn element(key: &[u8], end: Option<&[u8]>, data: Option<&[u8]>) -> Vec<u8> {
     nested(1, &attributes)
 }
 
-fn expression(name: &str, attributes: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn expression(name: &str, attributes: &[Vec<u8>]) -> Vec<u8> {
     nested(1, &[text(1, name), nested(2, &attributes.concat())].concat())
 }
 
@@ -237,7 +242,7 @@ fn meta_protocol(register: u32) -> Vec<u8> {
     expression("meta", &[number(1, register), number(2, META_L4PROTO)])
 }
 
-fn load(base: u32, offset: u32, bytes: u32, register: u32) -> Vec<u8> {
+pub(super) fn load(base: u32, offset: u32, bytes: u32, register: u32) -> Vec<u8> {
     expression("payload", &[number(1, register), number(2, base), number(3, offset), number(4, bytes)])
 }
 
@@ -246,7 +251,7 @@ fn link(offset: u32, bytes: u32, register: u32) -> Vec<u8> {
 }
 
 /// The sender's IPv4 address.
-fn source(register: u32) -> Vec<u8> {
+pub(super) fn source(register: u32) -> Vec<u8> {
     load(1, 12, 4, register)
 }
 
@@ -258,7 +263,7 @@ fn put_link(offset: u32, bytes: u32, register: u32) -> Vec<u8> {
     expression("payload", &[number(5, register), number(2, 0), number(3, offset), number(4, bytes), number(6, 0)])
 }
 
-fn compare(register: u32, how: u32, value: &[u8]) -> Vec<u8> {
+pub(super) fn compare(register: u32, how: u32, value: &[u8]) -> Vec<u8> {
     expression("cmp", &[number(1, register), number(2, how), nested(3, &attribute(1, value))])
 }
 
@@ -278,12 +283,12 @@ fn lookup(register: u32, set: &str, id: u32, how: Lookup) -> Vec<u8> {
     expression("lookup", &[text(1, set), number(2, register), number(4, id), how])
 }
 
-fn verdict(code: u32) -> Vec<u8> {
+pub(super) fn verdict(code: u32) -> Vec<u8> {
     expression("immediate", &[number(1, 0), nested(2, &nested(2, &number(1, code)))])
 }
 
 /// Sends a transaction; the first refusal among the answers is the verdict. The kernel does it within the call.
-fn transact(batch: &[u8]) -> io::Result<()> {
+pub(super) fn transact(batch: &[u8]) -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
     // Without the right to more than the usual, what is small passes all the same.
@@ -300,6 +305,60 @@ fn transact(batch: &[u8]) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Attributes of all objects of a kind; `about` narrows it.
+pub(super) fn list(kind: u16, family: u8, about: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    let mut question = Batch::question();
+    question.message(SUBSYSTEM << 8 | kind, NLM_F_DUMP, family, 0, about);
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    rustix::net::send(&socket, &question.bytes, SendFlags::empty())?;
+    let (mut found, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
+    // The kernel makes the next part while the last one is read: there is always one, until the end.
+    while found.len() < LIST_MAX {
+        let (received, _) = match rustix::net::recv(&socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+            Ok(received) => received,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let mut rest = buffer.get(..received).unwrap_or_default();
+        while let Some((length, _)) = rest.split_first_chunk::<4>() {
+            let length = u32::from_ne_bytes(*length) as usize;
+            let kind = rest.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
+            match kind {
+                Some(NLMSG_DONE) | None => return Ok(found),
+                Some(NLMSG_ERROR) => {
+                    // What is asked about is not there: an empty list.
+                    return match first_error(rest) {
+                        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+                        _ => Ok(found),
+                    };
+                }
+                Some(_) => found.push(rest.get(HEADER_BYTES..length).unwrap_or_default().to_vec()),
+            }
+            let Some(next) = rest.get(length.next_multiple_of(4).max(4)..) else { break };
+            rest = next;
+        }
+    }
+    Ok(found)
+}
+
+/// The value of one attribute among several.
+pub(super) fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let (Some(length), Some(kind)) = (attributes.get(..2), attributes.get(2..4)) {
+        let length = usize::from(u16::from_ne_bytes(length.try_into().ok()?));
+        if u16::from_ne_bytes(kind.try_into().ok()?) & !(NLA_F_NESTED | NLA_F_NET_BYTEORDER) == wanted {
+            return attributes.get(4..length);
+        }
+        attributes = attributes.get(length.next_multiple_of(4).max(4)..)?;
+    }
+    None
+}
+
+/// A number in an attribute.
+pub(super) fn value(bytes: &[u8]) -> Option<u32> {
+    bytes.try_into().ok().map(u32::from_be_bytes)
 }
 
 fn first_error(mut answers: &[u8]) -> io::Result<()> {
@@ -321,6 +380,8 @@ fn first_error(mut answers: &[u8]) -> io::Result<()> {
 const OWNED_MAX: usize = 8_192;
 /// Elements of a set in one message.
 const ELEMENTS: usize = 512;
+/// Far more chains and rules than any machine has that must be looked through; others are not.
+const LIST_MAX: usize = 100_000;
 const BUFFER_BYTES: usize = 256 * 1024;
 const CHAIN: &str = "guard";
 /// Before connection tracking's and everybody's filters.
@@ -329,31 +390,34 @@ const PRIORITY: i32 = -310;
 const HEADER_BYTES: usize = 20;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
-const NLM_F_CREATE: u16 = 0x400;
-const NLM_F_APPEND: u16 = 0x800;
+pub(super) const NLM_F_CREATE: u16 = 0x400;
+pub(super) const NLM_F_APPEND: u16 = 0x800;
 const NLA_F_NESTED: u16 = 0x8000;
+const NLM_F_DUMP: u16 = 0x300;
+const NLA_F_NET_BYTEORDER: u16 = 0x4000;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const NFNL_BATCH_BEGIN: u16 = 16;
 const NFNL_BATCH_END: u16 = 17;
 const SUBSYSTEM: u16 = 10;
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const GET_CHAIN: u16 = 4;
-const NEW_RULE: u16 = 6;
+pub(super) const NEW_CHAIN: u16 = 3;
+pub(super) const GET_CHAIN: u16 = 4;
+pub(super) const NEW_RULE: u16 = 6;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
-const IP: u8 = 2;
+pub(super) const IP: u8 = 2;
 const NETDEV: u8 = 5;
 const HOOK_INPUT: u32 = 1;
 const HOOK_INGRESS: u32 = 0;
 const DROP: u32 = 0;
-const ACCEPT: u32 = 1;
+pub(super) const ACCEPT: u32 = 1;
 const UDP: u8 = 17;
-const META_L4PROTO: u32 = 16;
-const EQ: u32 = 0;
-const LTE: u32 = 3;
-const GTE: u32 = 5;
+pub(super) const META_L4PROTO: u32 = 16;
+pub(super) const EQ: u32 = 0;
+pub(super) const LTE: u32 = 3;
+pub(super) const GTE: u32 = 5;
 const SET_INTERVAL: u32 = 4;
 const SET_MAP: u32 = 8;
 const SET_CONCAT: u32 = 0x80;

@@ -308,6 +308,9 @@ fn settle(interface: &str, addresses: &[IpNet]) {
     // The neighbours are told of the addresses by the kernel: see `make_known`, and when the link comes back.
     set("ipv4", "arp_notify", "1");
     set("ipv6", "ndisc_notify", "1");
+    // The host, being the router, tells of shorter ways on the link; behind the address of a service there is none.
+    set("ipv4", "accept_redirects", "0");
+    let _ = std::fs::write("/proc/sys/net/ipv4/conf/all/accept_redirects", "0");
     if addresses.iter().any(|net| net.addr().is_ipv6()) {
         set("ipv6", "disable_ipv6", "0");
     }

@@ -99,7 +99,7 @@ const fn switch(name: &'static str, help: &'static str) -> Flag {
 pub const PREFIX: &str = "MESHD_";
 
 /// All of them, in the order of the help.
-pub const FLAGS: [Flag; 27] = [
+pub const FLAGS: [Flag; 29] = [
     one("name", "NAME", "the host name", "What people call this peer"),
     one("cluster", "NAME", "meshnet", "The cluster; peers of others are refused even when the secret is the same"),
     many("peer", "HOST[:PORT]", "A peer to connect to first; the rest are discovered"),
@@ -112,6 +112,8 @@ pub const FLAGS: [Flag; 27] = [
     one("ipam-subnet", "CIDR", "the range", "Default subnet of an allocation"),
     one("ipam-init", "HOW", "auto", "How the first split is agreed: auto, seed=NAME,…, consensus=N or observer"),
     one("expose", "auto|CIDR|none", "none", "Give the host itself an address on the bridge; auto: one of the range"),
+    switch("masquerade", "Containers leave the overlay in the name of this host: own nftables table, forwarding on"),
+    many("no-masquerade", "CIDR", "Destinations that see the containers' own addresses all the same"),
     one("transport", "auto|udp|quic", "auto", "How frames travel: sealed UDP, QUIC datagrams, or UDP while it passes"),
     one(
         "offload",

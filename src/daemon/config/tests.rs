@@ -108,6 +108,10 @@ fn each_wrong_value_gives_one_line_that_names_it() {
         (&["--expose", "10.32.0.0/12"], "--expose: the address of a host is wanted"),
         (&["--expose", "some"], "--expose"),
         (&["--expose", "auto", "--ipam-range", "none"], "--expose: it needs an --ipam-range"),
+        (&["--masquerade", "--ipam-range", "none"], "--masquerade: it needs an --ipam-range"),
+        (&["--no-masquerade", "10.0.0.0/8"], "--no-masquerade: it needs --masquerade"),
+        (&["--masquerade", "--no-masquerade", "10.0.0.1/8"], "--no-masquerade: a network is wanted"),
+        (&["--masquerade", "--no-masquerade", "fd00::/64"], "--no-masquerade: an IPv4 network is wanted"),
         (&["--transport", "tcp"], "--transport: one of auto, udp, quic is wanted"),
         (&["--offload", "on"], "--offload: one of auto, off is wanted"),
         (&["--trusted-subnet", "10.0.0.1/8"], "--trusted-subnet: a network is wanted, such as 10.0.0.0/8"),
@@ -187,6 +191,11 @@ fn right_values_are_taken() {
     assert_eq!(flags(&["--expose", "auto"]).unwrap().expose, Some(Expose::Auto));
     assert_eq!((settings.workers, settings.mtu, settings.discovery), (16, Some(576), false));
     assert_eq!(settings.profile, Profile::Fast);
+    assert!(!settings.masquerade);
+    let masquerade =
+        flags(&["--masquerade", "--no-masquerade", "192.0.2.0/24", "--no-masquerade", "10.0.0.0/8"]).unwrap();
+    let except: Vec<String> = masquerade.no_masquerade.iter().map(ToString::to_string).collect();
+    assert_eq!((masquerade.masquerade, except), (true, vec!["192.0.2.0/24".into(), "10.0.0.0/8".into()]));
     assert_eq!(flags(&["--ipam-init", "seed=a, b"]).unwrap().ipam_init, IpamInit::Seed(vec!["a".into(), "b".into()]));
     assert_eq!(flags(&["--ipam-init", "consensus=3"]).unwrap().ipam_init, IpamInit::Consensus(3));
 }
