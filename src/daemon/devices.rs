@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use super::backend::REQUESTS_MAX;
 use super::config::Settings;
+use super::host::Host;
 use crate::dataplane::Waker;
 use crate::netlink::{self, Attached, Change, Desired, Netlink, Underlay, Watch, stable_mac};
 use crate::tap::Tap;
@@ -117,6 +118,7 @@ pub struct Devices {
     found: Vec<IpNet>,
     /// Aborted when this is dropped.
     _keeper: JoinSet<()>,
+    _host: JoinSet<()>,
 }
 
 /// What the devices are now; cheap to clone.
@@ -125,6 +127,7 @@ pub struct View {
     shown: Arc<Mutex<Shown>>,
     netlink: Netlink,
     bridge: String,
+    host: Host,
 }
 
 #[derive(Default)]
@@ -141,7 +144,7 @@ impl View {
 
     /// What is wrong with them.
     pub fn problems(&self) -> Vec<Problem> {
-        self.lock().problem.iter().cloned().collect()
+        self.lock().problem.iter().cloned().chain(self.host.problems()).collect()
     }
 
     /// Ready, or why not.
@@ -203,7 +206,8 @@ impl Devices {
             netlink.expose(&bridge, address).await?.iter().for_each(|warning| warn!("{warning}"));
             desired.exposed.push(address);
         }
-        let view = View { shown: Arc::default(), netlink: netlink.clone(), bridge };
+        let (host, host_task) = Host::start(settings, netlink.clone()).await;
+        let view = View { shown: Arc::default(), netlink: netlink.clone(), bridge, host };
         let (notices, noticed) = mpsc::channel(NOTICES_MAX);
         let (orders, ordered) = Orders::new();
         let lost = Arc::new(Notify::new());
@@ -227,7 +231,10 @@ impl Devices {
         keeper.show(None);
         let mut task = JoinSet::new();
         task.spawn(keeper.run(ordered));
-        Ok((Devices { tap: Some(tap), lost, orders, view, addresses, hosts, found, _keeper: task }, noticed))
+        Ok((
+            Devices { tap: Some(tap), lost, orders, view, addresses, hosts, found, _keeper: task, _host: host_task },
+            noticed,
+        ))
     }
 
     /// The TAP, once.

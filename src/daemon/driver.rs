@@ -29,7 +29,6 @@ use super::addresses::{Addresses, Ask, choose};
 use super::backend::Request;
 use super::devices::{Devices, Notice};
 use super::fast::FastPath;
-use super::host::Host;
 use super::ipam::{End, Kept, Outcome, Shell};
 use super::report::Facts;
 use crate::dataplane::{Dataplane, PuntRing};
@@ -84,8 +83,6 @@ pub struct Driver {
     pub addresses: Addresses,
     /// Commands about addresses under way: bounded by the connections of the API.
     pub errands: JoinSet<()>,
-    /// The host's tables and settings.
-    pub host: Host,
 }
 
 /// The channels that the driver reads.

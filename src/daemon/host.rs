@@ -4,14 +4,13 @@
 //! period ─▶ table of translation, settings of the kernel ─▶ compare, repair ─┐
 //!        └▶ routes, others' filters, service range ─▶ compare with the range ─┴─▶ problems of the status
 //! ```
-//! Owner of the task: [`Host`]; it ends with it. The table stays at the end: containers go on while meshd is restarted. A start without `--masquerade` takes
+//! Owner of the task: `devices`; it ends with them. The table stays at the end: containers go on while meshd is restarted. A start without `--masquerade` takes
 //! it away.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
 use ipnet::IpNet;
 use meshnet_proto::api::Problem;
 use tokio::task::JoinSet;
@@ -21,16 +20,15 @@ use super::config::Settings;
 use crate::netlink::Netlink;
 use crate::netlink::nat::{self, Lacking, Masquerade};
 
-/// The driver's end.
+/// What was found; cheap to clone.
+#[derive(Clone)]
 pub struct Host {
     problems: Arc<Mutex<Vec<Problem>>>,
-    /// Aborted when this is dropped.
-    _task: JoinSet<()>,
 }
 
 impl Host {
     /// Does all once, and again on a period.
-    pub async fn start(settings: &Settings) -> Result<Host> {
+    pub async fn start(settings: &Settings, netlink: Netlink) -> (Host, JoinSet<()>) {
         let table = format!("meshnet-{}-nat", settings.bridge);
         let masquerade = match (settings.masquerade, settings.ipam_range) {
             (true, Some(IpNet::V4(range))) => Some(Masquerade {
@@ -53,7 +51,7 @@ impl Host {
             bridge: settings.bridge.clone(),
             range: settings.ipam_range,
             service: service_of_environment(),
-            netlink: Netlink::open()?,
+            netlink,
             told: Vec::new(),
             first: true,
         };
@@ -66,7 +64,7 @@ impl Host {
                 look.round(&shown).await;
             }
         });
-        Ok(Host { problems, _task: task })
+        (Host { problems }, task)
     }
 
     /// What is wrong around the bridge.

@@ -55,7 +55,6 @@ use backend::Asker;
 use config::{Profile, Settings, Transport};
 use devices::Devices;
 use driver::{Driver, Sources};
-use host::Host;
 use ipam::Shell;
 use peer::Peer;
 use report::Facts;
@@ -152,7 +151,6 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     let keeper = tokio::spawn(keep_saved(Arc::clone(&state), saved));
     let stop = stop_on_signal()?;
     let (addresses, asks, errands) = Addresses::start(settings, &devices);
-    let host = Host::start(settings).await?;
     let driver = Driver {
         node: Node::new(node, Time::ZERO),
         started,
@@ -177,7 +175,6 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         refilled: started,
         addresses,
         errands,
-        host,
     };
     let end = driver.run(Sources { links, requests, notices, fast: begun.inputs, asks, kept }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.

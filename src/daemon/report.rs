@@ -42,7 +42,6 @@ impl Driver {
         device.offloads.extend(self.sockets.abilities().words().map(str::to_owned));
         problems.extend(self.facts.view.problems());
         problems.extend(self.addresses.problems());
-        problems.extend(self.host.problems());
         problems.extend(self.ipam.claims.problems());
         if self.plane.tap_lost() {
             problems.push(Problem {

@@ -6,11 +6,12 @@
 //! observe ──┘◄────────── until nothing differs ───────┘   run again on each notice of `watch` and on a period
 //! ```
 //! [`Netlink`] is the door: [`Netlink::ensure`] (bridge and TAP), [`Netlink::underlay`] (own addresses and MTU), [`Netlink::attach`] and
-//! [`Netlink::detach`] (containers), [`Netlink::plug`] (containers of a runtime), [`Netlink::expose`] and [`Netlink::hide`] (the host's address), [`Netlink::neighbour`],
-//! [`Netlink::taken`] (addresses that somebody on the bridge has), [`vxlan`] and [`nft`] (the kernel's fast path and its guard), [`nat`] (the containers' way out), [`watch::Watch`].
+//! [`Netlink::detach`] (containers), [`Netlink::plug`] (containers of a runtime), [`Netlink::expose`] and [`Netlink::hide`] (the host's address),
+//! [`Netlink::neighbour`], [`Netlink::taken`] (addresses that somebody on the bridge has), [`vxlan`] and [`nft`] (the kernel's fast path and its guard),
+//! [`nat`] (the containers' way out), [`watch::Watch`].
 //!
-//! May use `sys`. Deliberately lacks: making the TAP (room `tap`; a missing one is told as [`Change::TapMissing`]), any memory of
-//! its own: what it knows of earlier runs is written on the devices.
+//! May use `sys`. Deliberately lacks: making the TAP (room `tap`; a missing one is told as [`Change::TapMissing`]), changes of rules that others made, any
+//! memory of its own: what it knows of earlier runs is written on the devices.
 
 use std::io;
 use std::net::IpAddr;
