@@ -10,6 +10,7 @@ pub mod cni;
 pub mod ctl;
 pub mod daemon;
 pub mod dataplane;
+pub mod kube;
 pub mod netlink;
 pub mod quic;
 pub mod store;

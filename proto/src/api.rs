@@ -22,6 +22,9 @@ pub struct Status {
     pub ipam: Ipam,
     pub data: Data,
     pub problems: Vec<Problem>,
+    /// With `--kubernetes`: how it stands with the API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
     /// The addresses that this peer connects to first, by flag, file or `connect`.
     pub targets: Vec<Target>,
     pub routes: Vec<Route>,
@@ -199,12 +202,34 @@ pub struct Problem {
     pub remedy: String,
 }
 
+/// The cluster's API as this peer sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Kubernetes {
+    /// `ok`, `waiting` (something is asked for the first time) or `away`.
+    pub state: String,
+    /// The URL.
+    pub api: String,
+    /// This peer's Node object.
+    pub node: String,
+    /// Nodes of the cluster, this one included.
+    pub nodes: u64,
+    /// Of these, the ones that a peer has put its id on.
+    pub peers: u64,
+    /// What it waits for, or why it is away; empty when ok.
+    pub reason: String,
+    /// Seconds since the API answered last; none: it never did.
+    pub heard_s: Option<u64>,
+    /// Peers that are gone and whose addresses are being taken back.
+    pub removing: Vec<String>,
+}
+
 /// An address to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Target {
     pub address: String,
-    /// `flag` (flag, environment or file) or `connect` (remembered by command).
+    /// `flag` (flag, environment or file), `connect` (remembered by command) or `kubernetes` (a node of the cluster).
     pub source: String,
 }
 

@@ -30,7 +30,7 @@ use super::config::{Settings, value};
 use super::devices::{Devices, Done, Order, Orders};
 use super::driver::Driver;
 use super::ipam::Outcome;
-pub use removal::{Candidate, choose};
+pub use removal::{Candidate, SILENT, choose};
 
 /// A question of an errand to the node.
 pub struct Ask {

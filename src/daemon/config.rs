@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::parser::ValueSource;
 use ipnet::{IpNet, Ipv4Net};
@@ -20,6 +21,7 @@ use meshnet_proto::limits;
 use meshnet_proto::wire::fast::SUBNETS_MAX;
 
 use crate::ctl::usage;
+use crate::kube::credentials::{Endpoint, SERVICE_ACCOUNT};
 pub use crate::telemetry::Format as LogFormat;
 
 pub mod flag;
@@ -46,6 +48,10 @@ pub struct Settings {
     pub advertise: Vec<SocketAddr>,
     /// Where the cluster secret is; none only by `--no-secret`.
     pub secret_file: Option<PathBuf>,
+    /// There is none of these: the Secret of the cluster's API is used.
+    pub secret_from_api: bool,
+    /// What the API of Kubernetes decides; none: it is not asked.
+    pub kubernetes: Option<Kubernetes>,
     /// The bridge.
     pub bridge: String,
     /// Split among the peers; none: switched off.
@@ -104,6 +110,7 @@ impl Settings {
             ("listen", self.listen.to_string()),
             ("advertise", list(self.advertise.iter().map(ToString::to_string).collect())),
             ("secret-file", or(self.secret_file.as_ref().map(|path| path.display().to_string()), "none")),
+            ("kubernetes", or(self.kubernetes.as_ref().map(Kubernetes::to_string), "no")),
             ("bridge", self.bridge.clone()),
             ("ipam-range", or(self.ipam_range.map(|range| range.to_string()), "none")),
             ("ipam-subnet", or(self.ipam_subnet.map(|subnet| subnet.to_string()), "the range")),
@@ -130,6 +137,17 @@ impl Settings {
     }
 }
 
+/// How the API of Kubernetes is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// Where it is; none: as the environment of a pod says.
+    pub api: Option<Endpoint>,
+    /// Folder of the service account.
+    pub credentials: PathBuf,
+    /// A Node that is deleted counts as gone after so long.
+    pub node_gone: Duration,
+}
+
 /// The host's own address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expose {
@@ -137,6 +155,13 @@ pub enum Expose {
     Auto,
     /// This one.
     At(IpNet),
+}
+
+impl fmt::Display for Kubernetes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let api = self.api.as_ref().map_or_else(|| "of this pod".into(), Endpoint::url);
+        write!(f, "API {api}, {}, nodes gone after {} s", self.credentials.display(), self.node_gone.as_secs())
+    }
 }
 
 impl Expose {
@@ -369,6 +394,8 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
         listen,
         advertise: texts.many("advertise", |text| value::advertised(text, listen.port()))?,
         secret_file: None,
+        secret_from_api: false,
+        kubernetes: kubernetes(&texts)?,
         bridge: texts.one("bridge", value::interface)?.unwrap_or_else(|| "mesh0".into()),
         ipam_range: ipam_range.unwrap_or_else(|| IpNet::new(RANGE.0, RANGE.1).ok()),
         ipam_subnet: texts.one("ipam-subnet", value::network)?,
@@ -394,8 +421,13 @@ fn settings(texts: Texts) -> Result<Settings, ConfigError> {
     };
     check_together(&texts, &settings)?;
     // Last: a mistake in a value is told before what is missing.
-    settings.secret_file = secret(&texts)?;
+    (settings.secret_file, settings.secret_from_api) = secret(&texts, settings.kubernetes.is_some())?;
     settings.warnings = texts.warnings;
+    if settings.kubernetes.is_none() {
+        let given = |name: &&str| texts.given.contains_key(*name);
+        let idle = ["kubernetes-api", "kubernetes-credentials", "kubernetes-node-gone"].into_iter().filter(given);
+        settings.warnings.extend(idle.map(|name| format!("--{name} has no effect without --kubernetes")));
+    }
     Ok(settings)
 }
 
@@ -419,12 +451,27 @@ fn check_together(texts: &Texts, settings: &Settings) -> Result<(), ConfigError>
     }
 }
 
-/// A secret, or plainly none.
-fn secret(texts: &Texts) -> Result<Option<PathBuf>, ConfigError> {
+/// The API of Kubernetes, if it is to be asked.
+fn kubernetes(texts: &Texts) -> Result<Option<Kubernetes>, ConfigError> {
+    let asked = Kubernetes {
+        api: texts.one("kubernetes-api", Endpoint::parse)?,
+        credentials: texts
+            .one("kubernetes-credentials", |text| Ok(PathBuf::from(text)))?
+            .unwrap_or_else(|| SERVICE_ACCOUNT.into()),
+        node_gone: texts
+            .one("kubernetes-node-gone", |text| value::number(text, 1, NODE_GONE_MAX_S))?
+            .map_or(NODE_GONE, Duration::from_secs),
+    };
+    Ok(texts.switch("kubernetes")?.then_some(asked))
+}
+
+/// A secret, or plainly none; and whether it is to come from the API.
+fn secret(texts: &Texts, api: bool) -> Result<(Option<PathBuf>, bool), ConfigError> {
     let file = texts.one("secret-file", |text| Ok(PathBuf::from(text)))?;
     match (file, texts.switch("no-secret")?) {
-        (Some(file), false) => Ok(Some(file)),
-        (None, true) => Ok(None),
+        (Some(file), false) => Ok((Some(file), false)),
+        (None, true) => Ok((None, false)),
+        (None, false) if api => Ok((None, true)),
         (Some(_), true) => {
             let place = |name| texts.given.get(name).map(Given::place).unwrap_or_default();
             let (file, none) = (place("secret-file"), place("no-secret"));
@@ -521,6 +568,10 @@ fn fail(exit: u8, words: fmt::Arguments<'_>) -> ConfigError {
     ConfigError { line, exit }
 }
 
+/// Longer than a machine takes to boot, shorter than its addresses are missed.
+const NODE_GONE: Duration = Duration::from_secs(300);
+/// A week.
+const NODE_GONE_MAX_S: u64 = 7 * 24 * 3600;
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), value::PORT);
 const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6784);
 const RANGE: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(10, 32, 0, 0)), 12);

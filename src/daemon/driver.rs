@@ -30,8 +30,10 @@ use super::backend::Request;
 use super::devices::{Devices, Notice};
 use super::fast::FastPath;
 use super::ipam::{End, Kept, Outcome, Shell};
+use super::kubernetes;
 use super::report::Facts;
 use crate::dataplane::{Dataplane, PuntRing};
+use crate::kube::agent::Order;
 use crate::quic::{Quic, Sent};
 use crate::udp::UdpSockets;
 
@@ -83,6 +85,8 @@ pub struct Driver {
     pub addresses: Addresses,
     /// Commands about addresses under way: bounded by the connections of the API.
     pub errands: JoinSet<()>,
+    /// The API of Kubernetes.
+    pub kubernetes: Option<kubernetes::Link>,
 }
 
 /// The channels that the driver reads.
@@ -99,6 +103,8 @@ pub struct Sources {
     pub asks: mpsc::Receiver<Ask>,
     /// Of the store.
     pub kept: mpsc::Receiver<Kept>,
+    /// Of Kubernetes.
+    pub orders: mpsc::Receiver<Order>,
 }
 
 impl Driver {
@@ -129,6 +135,7 @@ impl Driver {
                 Some(input) = from.fast.recv() => self.take(input),
                 Some(notice) = from.notices.recv() => self.on_notice(notice),
                 Some(ask) = from.asks.recv() => self.on_ask(ask),
+                Some(order) = from.orders.recv() => self.on_order(order),
                 Some(_) = self.errands.join_next() => {}
                 Some(told) = from.kept.recv() => self.on_kept(told),
                 Some(probed) = self.ipam.probes.join_next() => {
@@ -164,7 +171,7 @@ impl Driver {
         end
     }
 
-    fn now(&self) -> Time {
+    pub(super) fn now(&self) -> Time {
         Time::from_us(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
@@ -281,8 +288,11 @@ impl Driver {
         self.node.refill(elapsed);
         self.claim();
         let second = u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX);
-        if self.tick.swap(second, Ordering::Relaxed) != second && second.is_multiple_of(AGE_EVERY_S) {
-            self.plane.fdb().age(second);
+        if self.tick.swap(second, Ordering::Relaxed) != second {
+            self.show_cluster(self.now());
+            if second.is_multiple_of(AGE_EVERY_S) {
+                self.plane.fdb().age(second);
+            }
         }
     }
 

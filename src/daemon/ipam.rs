@@ -172,7 +172,10 @@ impl Driver {
     pub(super) async fn end(&mut self, kept: &mut mpsc::Receiver<Kept>) -> End {
         match self.ipam.fate {
             None => End::Stopped,
-            Some(Fate::Left) => End::Left,
+            Some(Fate::Left) => {
+                self.say_left().await;
+                End::Left
+            }
             Some(Fate::Removed) => {
                 warn!("other peers declared this one gone for good: what it owned is theirs, and it stops");
                 End::Removed(self.leases(kept).await)
@@ -212,6 +215,7 @@ pub fn config(settings: &Settings, me: ShortId, seed: u64) -> Option<ipam::Confi
         range,
         subnet: settings.ipam_subnet.and_then(span).unwrap_or(range),
         init: match &settings.ipam_init {
+            IpamInit::Auto if settings.kubernetes.is_some() => Init::Outside,
             IpamInit::Auto => Init::Auto,
             IpamInit::Seed(names) => Init::Seeds(names.clone()),
             IpamInit::Consensus(peers) => Init::Consensus(*peers),

@@ -14,6 +14,7 @@ pub mod driver;
 pub mod fast;
 pub mod host;
 pub mod ipam;
+pub mod kubernetes;
 pub mod peer;
 pub mod report;
 pub mod secret;
@@ -47,6 +48,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::dataplane::{self, Dataplane, PuntRing, QuicInbox};
+use crate::kube::secret::Place;
 use crate::quic::{Inbound, Inbox, Quic, QuicConfig, virtual_address, virtual_peer};
 use crate::udp::{Abilities, UdpSockets};
 use crate::{api, telemetry};
@@ -56,6 +58,7 @@ use config::{Profile, Settings, Transport};
 use devices::Devices;
 use driver::{Driver, Sources};
 use ipam::Shell;
+use kubernetes::Cluster;
 use peer::Peer;
 use report::Facts;
 use secret::Secret;
@@ -93,12 +96,14 @@ fn run(settings: &Settings) -> Result<()> {
     };
     let recent = telemetry::init(settings.log_level.as_str(), format).map_err(|error| anyhow!(error))?;
     let secret = match &settings.secret_file {
-        Some(path) => Secret::load(path)?,
-        None => Secret::none(),
+        Some(path) => Some(Secret::load(path)?),
+        None if settings.secret_from_api => None,
+        None => Some(Secret::none()),
     };
+    let place = kubernetes::place(settings)?;
     let state = StateDir::open(&settings.state_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the async runtime")?;
-    runtime.block_on(serve(settings, &secret, state, recent))
+    runtime.block_on(serve(settings, secret, place, state, recent))
 }
 
 /// The port between peers, with what the kernel has of moving many datagrams in one call.
@@ -112,13 +117,23 @@ fn open_port(settings: &Settings) -> Result<UdpSockets> {
     Ok(sockets)
 }
 
-async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: telemetry::Recent) -> Result<()> {
+async fn serve(
+    settings: &Settings,
+    secret: Option<Secret>,
+    place: Option<Place>,
+    state: StateDir,
+    recent: telemetry::Recent,
+) -> Result<()> {
     let started = Instant::now();
     let state = Arc::new(state);
     let Peer { seed, id: me, store, kept: before } = peer::begin(settings, &state)?;
-    let (asker, requests) = Asker::new();
+    let (asker, mut requests) = Asker::new();
+    let stop = stop_on_signal()?;
     let sockets = Arc::new(open_port(settings)?);
     let tasks = listen(settings, asker)?;
+    let mut cluster = place.map(|place| Cluster::new(place, &state, me));
+    let waiting = kubernetes::begin(&mut cluster, secret, settings, before.is_empty(), &mut requests, &stop);
+    let Some(secret) = waiting.await? else { return Ok(()) };
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
     let (inbox, punted, tick) = (Arc::new(Inbox::new()), Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
@@ -142,15 +157,15 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
     })
     .context("the worker threads")?;
     let wire = Wire { sockets: Arc::clone(&sockets), fib: Arc::clone(&fib), lane: lane_node(settings.workers) };
-    let (quic, links) = Quic::new(quic_config(settings, secret, seed, inbox, wire, carried))?;
-    let mut node = node_config(settings, secret, &state, &devices, port, before)?;
+    let (quic, links) = Quic::new(quic_config(settings, &secret, seed, inbox, wire, carried))?;
+    let mut node = node_config(settings, &secret, &state, &devices, port, before)?;
     (node.trust, node.fast_refused) = (begun.trust, begun.refused);
     let (shell, kept) = Shell::start(store, &state).context("the thread that writes addresses")?;
-    greet(settings, secret, me, sockets.local_address());
+    greet(settings, &secret, me, sockets.local_address());
     let (keep, saved) = watch::channel(None);
     let keeper = tokio::spawn(keep_saved(Arc::clone(&state), saved));
-    let stop = stop_on_signal()?;
     let (addresses, asks, errands) = Addresses::start(settings, &devices);
+    let (kubernetes, orders) = kubernetes::start(cluster, settings, port);
     let driver = Driver {
         node: Node::new(node, Time::ZERO),
         started,
@@ -175,8 +190,9 @@ async fn serve(settings: &Settings, secret: &Secret, state: StateDir, recent: te
         refilled: started,
         addresses,
         errands,
+        kubernetes,
     };
-    let end = driver.run(Sources { links, requests, notices, fast: begun.inputs, asks, kept }, stop).await;
+    let end = driver.run(Sources { links, requests, notices, fast: begun.inputs, asks, kept, orders }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
     finished(keeper.await);
     drop((tasks, links_thread));

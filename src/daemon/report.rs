@@ -14,6 +14,7 @@ use meshnet_proto::{Mac, PeerId};
 use super::config::Settings;
 use super::devices::View;
 use super::driver::Driver;
+use super::kubernetes::Link;
 use crate::telemetry::{Recent, metrics};
 
 /// What never changes while the process runs, and where the newest of the rest is found.
@@ -43,6 +44,7 @@ impl Driver {
         problems.extend(self.facts.view.problems());
         problems.extend(self.addresses.problems());
         problems.extend(self.ipam.claims.problems());
+        problems.extend(self.kubernetes.iter().flat_map(Link::problems));
         if self.plane.tap_lost() {
             problems.push(Problem {
                 what: format!("the TAP device {} was deleted", device.tap),
@@ -57,6 +59,7 @@ impl Driver {
             ipam: self.node.ipam_status(),
             data: self.data(),
             problems,
+            kubernetes: self.kubernetes.as_ref().map(Link::status),
             targets: self.node.targets(),
             routes: self.node.status_routes(),
             device,
@@ -157,7 +160,9 @@ impl Driver {
     /// Ready: frames can enter and leave, and addresses can be given out if they are managed. Peers are not asked for: a first peer is ready alone.
     pub(super) fn ready(&self) -> Result<(), String> {
         self.passes()?;
-        self.node.addresses_ready().map_err(|why| format!("no address can be given out: {why}"))
+        let waits = || self.kubernetes.as_ref().and_then(Link::waits);
+        let why = |why: String| format!("no address can be given out: {}", waits().unwrap_or(why));
+        self.node.addresses_ready().map_err(why)
     }
 
     /// Whether frames can enter and leave.

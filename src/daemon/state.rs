@@ -9,6 +9,8 @@
 //! | `ipam.peer` | id of the peer whose `ipam.redb` must be there | a new peer |
 //! | `claims.json` | addresses in use from an earlier identity | set aside; claimed by hand |
 //! | `saved.json` | targets and known peers ([`Saved`]) | set aside; discovery finds them again |
+//! | `kubernetes-secret` | the cluster's secret from the API | refused |
+//! | `kubernetes.json` | nodes, and who was seen on them | set aside; the API says it again |
 //!
 //! Files are replaced whole: written beside, synced, renamed, directory synced. After a kill or a power cut there is the old one or the new one.
 //! It deliberately lacks a way to make a second identity in a directory that has one.
@@ -30,6 +32,7 @@ use super::secret::unhex;
 use crate::ctl::secret::hex;
 
 mod aside;
+mod cluster;
 
 /// A state directory that is ours alone for as long as this lives.
 #[derive(Debug)]

@@ -34,6 +34,7 @@ fn status() -> Status {
         ipam: Ipam::off(),
         data: Data { tx_frames: 5, drops: BTreeMap::from([("no_route".into(), 3)]), ..Data::default() },
         problems: Vec::new(),
+        kubernetes: None,
         targets: Vec::new(),
         routes: Vec::new(),
         device: Device::default(),

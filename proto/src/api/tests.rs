@@ -50,6 +50,7 @@ fn status() -> Status {
             ..Ipam::off()
         },
         data: Data { drops: BTreeMap::from([("forged".into(), 3)]), ..Data::default() },
+        kubernetes: Some(Kubernetes { state: "ok".into(), ..Kubernetes::default() }),
         problems: vec![Problem { what: "what".into(), remedy: "remedy".into() }],
         targets: vec![Target { address: "two".into(), source: "flag".into() }],
         routes: vec![Route {

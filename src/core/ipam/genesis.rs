@@ -82,7 +82,7 @@ impl Ipam {
             return;
         }
         match &self.config.init {
-            Init::Observer => self.election.next = now + RETRY_EVERY,
+            Init::Observer | Init::Outside => self.election.next = now + RETRY_EVERY,
             Init::Seeds(names) => {
                 self.election.next = now + RETRY_EVERY;
                 if let Ok(seeds) = self.find_seeds(names, view) {
@@ -132,7 +132,7 @@ impl Ipam {
     }
 
     /// Equal shares: they differ by one address at most.
-    fn begin(&mut self, uuid: [u8; 16], kind: GenesisKind, seeds: &[ShortId]) {
+    pub(super) fn begin(&mut self, uuid: [u8; 16], kind: GenesisKind, seeds: &[ShortId]) {
         let range = self.config.range;
         self.genesis = Some(Genesis { uuid, kind, range });
         self.keep_genesis();
@@ -162,6 +162,7 @@ impl Ipam {
                 Err(why) => format!("waiting: {why}"),
                 Ok(_) => "about to begin".into(),
             },
+            Init::Outside => "waiting for word of who begins with the addresses".into(),
             Init::Consensus(count) => {
                 let there = self.electors(view).len() + 1;
                 format!("waiting for a majority of {count} peers with --ipam-init consensus={count}: {there} are there")
@@ -321,7 +322,8 @@ impl Ipam {
         if self.genesis.is_some() {
             return self.send(from, self.full_state());
         }
-        if ballot >= self.vote.promised && ballot.by == from && self.config.init != Init::Observer {
+        let votes = !matches!(self.config.init, Init::Observer | Init::Outside);
+        if ballot >= self.vote.promised && ballot.by == from && votes {
             self.vote = Vote { promised: ballot, accepted: Some((ballot, decree)) };
             self.keep_vote();
             self.send(from, Message::Accepted { ballot });
@@ -370,7 +372,7 @@ impl Ipam {
         if ours.is_some_and(|ours| ours.uuid == theirs.uuid) {
             return true;
         }
-        if theirs.uuid == [0; 16] {
+        if theirs.uuid == [0; 16] || !self.may_take(now, theirs) {
             return false;
         }
         if theirs.range != self.config.range {
@@ -423,6 +425,11 @@ impl Ipam {
             self.leases.len()
         );
         self.event(Level::Warn, "two address spaces met", words);
+        self.give_up(ours);
+    }
+
+    /// Belongs to this address space no more. What was given out is to be claimed in another.
+    pub(super) fn give_up(&mut self, ours: Genesis) {
         self.left.insert(ours.uuid);
         self.map.clear();
         self.members.clear();

@@ -17,6 +17,8 @@ pub enum Init {
     Seeds(Vec<String>),
     /// By election as soon as a majority of this many is there.
     Consensus(u16),
+    /// As somebody outside says by [`Input::Space`].
+    Outside,
     /// Never owns or gives out an address.
     Observer,
 }
@@ -162,6 +164,8 @@ pub enum Input {
     Probed { addresses: Vec<u32>, taken: Vec<u32> },
     /// [`View`] changed.
     ViewChanged,
+    /// With [`Init::Outside`]: the address space to belong to (none: to none for now), and whether this peer begins it.
+    Space { space: Option<[u8; 16]>, begin: bool },
     /// Somebody else runs with this peer's identity, or this peer's state is older than what others have seen of it.
     Doubt(String),
 }

@@ -73,6 +73,7 @@ impl Ipam {
     pub(super) fn wants_in(&self) -> bool {
         self.genesis.is_some()
             && self.config.init != Init::Observer
+            && self.may_join()
             && self.doubt.is_none()
             && !matches!(self.members.standing(self.config.me), Some(Standing::Admitted | Standing::Removed))
     }

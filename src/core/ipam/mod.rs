@@ -25,6 +25,7 @@ mod map;
 mod members;
 #[cfg(test)]
 mod model;
+mod outside;
 mod reclaim;
 mod requests;
 mod rules;
@@ -88,6 +89,7 @@ pub struct Ipam {
     guests: Guests,
     adding: Option<Adding>,
     election: Election,
+    outside: outside::Outside,
     refill: Refill,
     waiting: BTreeMap<u64, Waiting>,
     /// Leases of another address space, refused here: address and why.
@@ -132,6 +134,7 @@ impl Ipam {
             guests: Guests::default(),
             adding: None,
             election: Election::new(now),
+            outside: outside::Outside::default(),
             refill: Refill::default(),
             waiting: BTreeMap::new(),
             conflicts: BTreeMap::new(),
@@ -161,6 +164,7 @@ impl Ipam {
             }
             Input::Probed { addresses, taken } => self.on_probed(now, &addresses, &taken),
             Input::ViewChanged => self.on_view(now, view),
+            Input::Space { space, begin } => self.on_space(now, view, space, begin),
             Input::Doubt(why) => self.doubt(why),
         }
         self.settle(now, view);

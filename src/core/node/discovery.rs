@@ -23,6 +23,8 @@ pub(super) struct Discovery {
     configured: BTreeSet<String>,
     /// By `connect`.
     connected: BTreeSet<String>,
+    /// By [`Node::list`]: as long as whoever lists them does.
+    listed: BTreeSet<String>,
     /// Configured ones that `forget` switched off.
     forgotten: BTreeSet<String>,
     /// Peers met, where, and when last.
@@ -50,6 +52,7 @@ impl Discovery {
         Discovery {
             configured: normal(&config.targets),
             connected: normal(&config.saved.targets),
+            listed: BTreeSet::new(),
             forgotten: normal(&config.saved.forgotten),
             known: known
                 .map(|(id, addresses)| (*id, Known { addresses: addresses.clone(), met: Time::ZERO }))
@@ -73,7 +76,9 @@ impl Discovery {
     }
 
     fn targets(&self) -> impl Iterator<Item = &String> {
-        self.configured.difference(&self.forgotten).chain(self.connected.difference(&self.configured))
+        let said = self.configured.difference(&self.forgotten).chain(self.connected.difference(&self.configured));
+        let more = |target: &&String| !self.configured.contains(*target) && !self.connected.contains(*target);
+        said.chain(self.listed.iter().filter(more))
     }
 }
 
@@ -137,6 +142,11 @@ impl Node {
         let target = target_address(target)?;
         let was_connected = self.discovery.connected.remove(&target);
         let configured = self.discovery.configured.contains(&target) && self.discovery.forgotten.insert(target.clone());
+        if !was_connected && !configured && self.discovery.listed.contains(&target) {
+            return Err(format!(
+                "{target} is a node of the Kubernetes cluster: it is forgotten when the node is deleted"
+            ));
+        }
         if !was_connected && !configured {
             return Err(format!("{target} is not among the addresses to connect to: see meshctl status targets"));
         }
@@ -154,9 +164,31 @@ impl Node {
         Ok(())
     }
 
+    /// Replaces the addresses that something outside lists, such as the nodes of a cluster. They are not kept.
+    pub fn list(&mut self, now: Time, targets: &[String]) {
+        let targets: BTreeSet<String> =
+            targets.iter().filter_map(|target| target_address(target).ok()).take(TARGETS_MAX).collect();
+        let before = std::mem::replace(&mut self.discovery.listed, targets.clone());
+        for gone in before.difference(&targets) {
+            if !self.discovery.targets().any(|target| target == gone) {
+                self.dials.drop_errand(&Errand::Target(gone.clone()));
+            }
+        }
+        for target in targets.difference(&before) {
+            if !self.discovery.forgotten.contains(target) {
+                self.dials.want(now, Errand::Target(target.clone()), &[], Duration::ZERO);
+            }
+        }
+        self.settle(now);
+    }
+
     /// The addresses to connect to, and where they come from.
     pub fn targets(&self) -> Vec<api::Target> {
-        let source = |target: &String| if self.discovery.configured.contains(target) { "flag" } else { "connect" };
+        let source = |target: &String| match target {
+            _ if self.discovery.configured.contains(target) => "flag",
+            _ if self.discovery.connected.contains(target) => "connect",
+            _ => "kubernetes",
+        };
         let target = |target: &String| api::Target { address: target.clone(), source: source(target).into() };
         self.discovery.targets().map(target).collect()
     }

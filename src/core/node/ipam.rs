@@ -381,6 +381,20 @@ impl Node {
         }
     }
 
+    /// The address space that this peer has, and whether it belongs to it; and one that it may not take yet.
+    pub fn ipam_space(&self, now: Time) -> (Option<([u8; 16], bool)>, Option<[u8; 16]>) {
+        self.ipam
+            .as_ref()
+            .map_or((None, None), |addresses| (addresses.machine.space(), addresses.machine.space_heard(now)))
+    }
+
+    /// Members of the address space, removed ones left out, and whether each was let in.
+    pub fn ipam_roll(&self) -> Vec<(ShortId, bool)> {
+        let Some(addresses) = &self.ipam else { return Vec::new() };
+        let present = addresses.machine.members().filter(|(_, standing)| *standing != Standing::Removed);
+        present.map(|(id, standing)| (id, standing == Standing::Admitted)).collect()
+    }
+
     /// Members of the address space, removed ones left out, with names for people.
     pub fn ipam_members(&self) -> Vec<(ShortId, String)> {
         let Some(addresses) = &self.ipam else { return Vec::new() };

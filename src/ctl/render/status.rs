@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use meshnet_proto::api::{Link, LinkState, Status};
+use meshnet_proto::api::{Kubernetes, Link, LinkState, Status};
 
 use super::text::{
     Cell, Column, LINE, NAME, Paint, Style, age, bytes, clean, columns, counted, cut, figures, number, rtt, words,
@@ -47,9 +47,30 @@ fn this_peer(text: &mut String, style: Style, status: &Status) {
         );
         let _ = writeln!(text, "{}", cut(&clean(&line), LINE));
     }
+    if let Some(kubernetes) = &status.kubernetes {
+        let _ = writeln!(text, "{}", cut(&clean(&cluster(kubernetes)), LINE));
+    }
     if !device.exposed.is_empty() {
         let _ = writeln!(text, "{}", cut(&clean(&format!("  host addresses {}", device.exposed.join(" "))), LINE));
     }
+}
+
+/// The cluster's API in one line.
+fn cluster(kubernetes: &Kubernetes) -> String {
+    let Kubernetes { state, api, node, nodes, peers, reason, heard_s, removing } = kubernetes;
+    let mut line = format!("  kubernetes {state}  node {node}  nodes {nodes}  with a peer {peers}  api {api}");
+    match heard_s {
+        Some(seconds) if state != "ok" => drop(write!(line, "  heard {} ago", age(*seconds))),
+        None => line.push_str("  never heard"),
+        _ => {}
+    }
+    if !removing.is_empty() {
+        let _ = write!(line, "  removing {}", removing.join(" "));
+    }
+    if !reason.is_empty() {
+        let _ = write!(line, "  ({reason})");
+    }
+    line
 }
 
 fn link_section(text: &mut String, style: Style, status: &Status, names: &Names) {

@@ -107,6 +107,6 @@ fn digits(id: ShortId) -> String {
 }
 
 /// Longer than any restart of a peer or a flap of its network takes as a rule.
-const SILENT: Duration = Duration::from_secs(60);
+pub const SILENT: Duration = Duration::from_secs(60);
 /// Of peers of one name: enough to choose from, on one line.
 const LISTED_MAX: usize = 8;

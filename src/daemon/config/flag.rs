@@ -99,7 +99,7 @@ const fn switch(name: &'static str, help: &'static str) -> Flag {
 pub const PREFIX: &str = "MESHD_";
 
 /// All of them, in the order of the help.
-pub const FLAGS: [Flag; 29] = [
+pub const FLAGS: [Flag; 33] = [
     one("name", "NAME", "the host name", "What people call this peer"),
     one("cluster", "NAME", "meshnet", "The cluster; peers of others are refused even when the secret is the same"),
     many("peer", "HOST[:PORT]", "A peer to connect to first; the rest are discovered"),
@@ -107,6 +107,13 @@ pub const FLAGS: [Flag; 29] = [
     many("advertise", "ADDR[:PORT]", "An address to tell other peers, instead of those found"),
     one("secret-file", "FILE", "", "The cluster secret (meshctl secret makes one)"),
     switch("no-secret", "Run without a secret: anyone who reaches the port may join"),
+    switch(
+        "kubernetes",
+        "Run as a node of a Kubernetes cluster (--name is the Node's): its API gives secret and peers, says who begins, and which machines are gone",
+    ),
+    one("kubernetes-api", "URL", "as in every pod", "Where the API is"),
+    one("kubernetes-credentials", "DIR", "as in every pod", "Folder with token, ca.crt and namespace"),
+    one("kubernetes-node-gone", "SECONDS", "300", "A deleted Node's addresses are taken back after so long"),
     one("bridge", "NAME", "mesh0", "The Linux bridge; made when missing, adopted when present"),
     one("ipam-range", "CIDR|none", "10.32.0.0/12", "What is split among the peers; none switches it off"),
     one("ipam-subnet", "CIDR", "the range", "Default subnet of an allocation"),
