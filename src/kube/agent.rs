@@ -210,7 +210,9 @@ impl Agent {
         if self.sees && self.mark.is_due(now) {
             self.write_mark().await;
         }
-        if self.sees && self.begin.is_due(now) {
+        if self.belongs() || self.config.range.is_none() {
+            self.shown.set_waits(None);
+        } else if self.sees && self.begin.is_due(now) {
             self.settle_space().await?;
         }
         if self.look.is_due(now) {
@@ -239,6 +241,11 @@ impl Agent {
     fn wanted_mark(&self) -> Mark {
         let belongs = self.view.borrow().space.filter(|(_, belongs)| *belongs);
         Mark { peer: Some(self.config.me), alone: self.config.alone, space: belongs.map(|(space, _)| space) }
+    }
+
+    /// This peer belongs to an address space.
+    fn belongs(&self) -> bool {
+        self.view.borrow().space.is_some_and(|(_, belongs)| belongs)
     }
 
     /// It stands on this peer's Node who it is.
@@ -272,12 +279,6 @@ impl Agent {
 
     /// Finds out which address space to belong to, until this peer belongs to one.
     async fn settle_space(&mut self) -> Option<()> {
-        let belongs = self.view.borrow().space.is_some_and(|(_, belongs)| belongs);
-        if self.config.range.is_none() || belongs {
-            self.shown.set_waits(None);
-            self.begin.done(BEAT);
-            return Some(());
-        }
         if !self.is_marked() {
             self.shown.set_waits(Some("its own Node object cannot be marked yet".into()));
             self.begin.done(BEAT);
