@@ -15,19 +15,18 @@ use ipnet::IpNet;
 use meshnet_core::ipam::Input;
 use meshnet_core::node;
 use meshnet_core::time::Time;
-use meshnet_proto::api::{self, Data, Device, Me, Problem, Reply, Report, Status, Topology};
+use meshnet_proto::api::{self, Command, Data, Device, Me, Problem, Reply, Report, Status, Topology};
 use meshnet_proto::{PeerId, ShortId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::addresses::SILENT;
+use super::addresses::{Addresses, SILENT};
 use super::backend::Request;
 use super::config::{IpamInit, Settings};
 use super::driver::Driver;
 use super::secret::Secret;
 use super::state::StateDir;
-use crate::kube::Kept;
 use crate::kube::agent::{self, Agent, Order, View};
 use crate::kube::client::Client;
 use crate::kube::credentials::{Credentials, Endpoint};
@@ -35,6 +34,7 @@ use crate::kube::nodes::Member;
 use crate::kube::objects::Mark;
 use crate::kube::secret::Place;
 use crate::kube::shown::Shown;
+use crate::kube::{Keep, Kept, Left};
 use crate::netlink::{Error, Netlink};
 use crate::telemetry::{VERSION, metrics};
 
@@ -55,9 +55,8 @@ pub struct Link {
     shown: Arc<Shown>,
     place: Place,
     node: String,
-    mark: Mark,
-    /// Ended with this.
-    _agent: JoinSet<()>,
+    /// The agent, and the watch of what an earlier peer left; ended with this.
+    tasks: JoinSet<()>,
 }
 
 /// Where the API is and what it is shown, from the settings and the environment of a pod.
@@ -79,7 +78,6 @@ pub async fn begin(
     cluster: &mut Option<Cluster>,
     secret: Option<Secret>,
     settings: &Settings,
-    fresh: bool,
     requests: &mut mpsc::Receiver<Request>,
     stop: &Notify,
 ) -> Result<Option<Secret>> {
@@ -89,14 +87,19 @@ pub async fn begin(
         None => cluster.secret(settings, requests, stop).await?,
     };
     if secret.is_some() {
-        cluster.look_around(settings, fresh).await?;
+        cluster.look_around(settings).await?;
     }
     Ok(secret)
 }
 
 /// The agent, if there is one to be.
-pub fn start(cluster: Option<Cluster>, settings: &Settings, port: u16) -> (Option<Link>, mpsc::Receiver<Order>) {
-    match cluster.map(|cluster| cluster.start(settings, port)) {
+pub fn start(
+    cluster: Option<Cluster>,
+    settings: &Settings,
+    port: u16,
+    addresses: &Addresses,
+) -> (Option<Link>, mpsc::Receiver<Order>) {
+    match cluster.map(|cluster| cluster.start(settings, port, addresses)) {
         Some((link, orders)) => (Some(link), orders),
         // Its other end is gone: nothing comes.
         None => (None, mpsc::channel(1).1),
@@ -209,41 +212,39 @@ impl Cluster {
         }
     }
 
-    /// Before the devices: whether anything on this machine uses an address of an earlier peer. `fresh`: this peer has given out nothing yet.
-    pub async fn look_around(&mut self, settings: &Settings, fresh: bool) -> Result<()> {
+    /// Before the devices: what on this machine may have an address of an earlier peer. The host itself gives up such an address when no container needs it.
+    pub async fn look_around(&mut self, settings: &Settings) -> Result<()> {
         let me = self.me.to_string();
-        if self.kept.alone.as_ref() == Some(&me) {
+        if self.kept.is_alone(&me) {
             return Ok(());
         }
         let netlink = Netlink::open()?;
-        let containers = netlink.containers(&settings.bridge).await.context("the interfaces on the bridge")?;
-        let ours = |net: &IpNet| settings.ipam_range.is_some_and(|range| range.contains(&net.addr()));
-        let left: Vec<IpNet> = match netlink.exposed(&settings.bridge).await {
-            Ok(left) => left.into_iter().filter(ours).collect(),
-            Err(Error::NoBridge(_)) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        if containers > 0 {
-            info!(count = containers, "containers of an earlier peer of this machine keep their addresses");
-            return Ok(());
+        let mut there = netlink.containers(&settings.bridge).await.context("the interfaces on the bridge")?;
+        if let Some(before) = self.kept.left.as_ref().filter(|left| left.peer == me) {
+            there.retain(|interface| before.interfaces.contains(interface));
         }
-        if !left.is_empty() && !fresh {
-            return Ok(());
+        if there.is_empty() {
+            for net in exposed(&netlink, settings).await? {
+                // Its own comes back by its lease.
+                info!(address = %net, "the host gives up an address that may be an earlier peer's of this machine");
+                netlink.hide(&settings.bridge, Some(net)).await?;
+            }
+        } else {
+            info!(
+                count = there.len(),
+                "containers of an earlier peer of this machine may run: it is not taken for gone"
+            );
         }
-        for net in left {
-            info!(address = %net, "the host gives up an address of an earlier peer of this machine");
-            netlink.hide(&settings.bridge, Some(net)).await?;
-        }
-        self.kept.alone = Some(me);
+        self.kept.left = Some(Left { peer: me, interfaces: there });
         let (state, kept) = (Arc::clone(&self.state), self.kept.clone());
-        crate::kube::Keep::keep(&*state, &kept).map_err(|why| anyhow!(why))
+        tokio::task::spawn_blocking(move || state.keep(&kept)).await?.map_err(|why| anyhow!(why))
     }
 
     /// Starts the agent.
-    pub fn start(self, settings: &Settings, port: u16) -> (Link, mpsc::Receiver<Order>) {
+    fn start(self, settings: &Settings, port: u16, addresses: &Addresses) -> (Link, mpsc::Receiver<Order>) {
         let (view, seen) = watch::channel(Arc::default());
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-        let alone = self.kept.alone == Some(self.me.to_string());
+        let (tell_left, left) = watch::channel(self.kept.left.clone().unwrap_or_default());
         let decides = settings.ipam_init == IpamInit::Auto;
         let config = agent::Config {
             place: self.place.clone(),
@@ -254,16 +255,66 @@ impl Cluster {
             removes: settings.ipam_range.is_some(),
             may_begin: settings.peers.is_empty(),
             node_gone: settings.kubernetes.as_ref().map_or(Duration::MAX, |kubernetes| kubernetes.node_gone),
-            alone,
+            left,
             secret: self.secret,
         };
         let shown = Arc::clone(&self.shown);
-        let mark = Mark { peer: Some(self.me), alone, space: None };
         let mut task = JoinSet::new();
+        task.spawn(watch_left(settings.clone(), addresses.clone(), tell_left));
         task.spawn(Agent::new(config, self.kept, self.state, seen, orders, self.shown).run());
         let node = settings.name.clone();
-        (Link { view, shown, place: self.place, node, mark, _agent: task }, ordered)
+        (Link { view, shown, place: self.place, node, tasks: task }, ordered)
     }
+}
+
+/// Addresses of the range that the host has on the bridge.
+async fn exposed(netlink: &Netlink, settings: &Settings) -> Result<Vec<IpNet>> {
+    let ours = |net: &IpNet| settings.ipam_range.is_some_and(|range| range.contains(&net.addr()));
+    match netlink.exposed(&settings.bridge).await {
+        Ok(there) => Ok(there.into_iter().filter(ours).collect()),
+        Err(Error::NoBridge(_)) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Looks now and then whether what an earlier peer left behind is gone. Owner: [`Link`]; ends when all is.
+async fn watch_left(settings: Settings, addresses: Addresses, tell: watch::Sender<Left>) {
+    let netlink = match Netlink::open() {
+        Ok(netlink) => netlink,
+        Err(error) => return warn!(%error, "what an earlier peer left is not looked at before the next start"),
+    };
+    while !tell.borrow().interfaces.is_empty() {
+        tokio::time::sleep(LEFT_EVERY).await;
+        if let Err(error) = look_at_left(&netlink, &settings, &addresses, &tell).await {
+            warn!(%error, "what an earlier peer left cannot be looked at");
+        }
+    }
+}
+
+async fn look_at_left(
+    netlink: &Netlink,
+    settings: &Settings,
+    addresses: &Addresses,
+    tell: &watch::Sender<Left>,
+) -> Result<()> {
+    let there = netlink.containers(&settings.bridge).await?;
+    let mut left = tell.borrow().clone();
+    left.interfaces.retain(|interface| there.contains(interface));
+    if left.interfaces.is_empty() {
+        let Reply::Leases { leases } = addresses.clone().command(Command::IpList).await else { return Ok(()) };
+        for net in exposed(netlink, settings).await? {
+            if !leases.iter().any(|lease| lease.address == net.addr().to_string()) {
+                info!(address = %net, "the host gives up an address of an earlier peer of this machine");
+                let hide = Command::Hide { address: Some(net.to_string()) };
+                if let Reply::Refused { reason } = addresses.clone().command(hide).await {
+                    return Err(anyhow!(reason));
+                }
+            }
+        }
+        info!("no container of an earlier peer of this machine is left");
+    }
+    tell.send_replace(left);
+    Ok(())
 }
 
 impl Link {
@@ -283,9 +334,11 @@ impl Link {
     }
 
     /// This machine left the mesh: no pod shall be placed here.
-    async fn say_left(&self) {
-        let mark = Mark { peer: None, ..self.mark };
-        let said = agent::patch(&self.place, &self.node, &mark, Some(false));
+    async fn say_left(&mut self) {
+        // The agent would say the opposite.
+        self.tasks.shutdown().await;
+        let nobody = Mark::default();
+        let said = agent::patch(&self.place, &self.node, &nobody, Some(false));
         match tokio::time::timeout(LAST_WORD_TIME, said).await {
             Ok(Ok(_)) => info!("the Node says that its network is unavailable"),
             Ok(Err(error)) => warn!(%error, "the Node does not say that its network is unavailable"),
@@ -326,7 +379,8 @@ impl Driver {
                 // The agent may be gone already; then nobody minds.
                 let _ = answer.send(self.node.ipam_space(now).0);
             }
-            Order::Remove(gone) => {
+            Order::Remove { gone, alive } => {
+                self.take(node::Input::Ipam(Input::Alive(alive.into_iter().collect())));
                 let chosen = self.candidates(now).into_iter();
                 let chosen: Vec<_> =
                     chosen.filter(|peer| gone.contains(&peer.id) && peer.silent >= SILENT && !peer.me).collect();
@@ -348,13 +402,15 @@ impl Driver {
     }
 
     /// Before the end of a peer that left.
-    pub(super) async fn say_left(&self) {
-        if let Some(link) = &self.kubernetes {
+    pub(super) async fn say_left(&mut self) {
+        if let Some(link) = &mut self.kubernetes {
             link.say_left().await;
         }
     }
 }
 
+/// Between two looks: pods end at their own pace.
+const LEFT_EVERY: Duration = Duration::from_secs(10);
 /// The agent gives one at a time.
 const ORDERS_MAX: usize = 16;
 /// The API may be away, and the process shall end.

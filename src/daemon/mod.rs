@@ -132,7 +132,7 @@ async fn serve(
     let sockets = Arc::new(open_port(settings)?);
     let tasks = listen(settings, asker)?;
     let mut cluster = place.map(|place| Cluster::new(place, &state, me));
-    let waiting = kubernetes::begin(&mut cluster, secret, settings, before.is_empty(), &mut requests, &stop);
+    let waiting = kubernetes::begin(&mut cluster, secret, settings, &mut requests, &stop);
     let Some(secret) = waiting.await? else { return Ok(()) };
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
@@ -165,7 +165,7 @@ async fn serve(
     let (keep, saved) = watch::channel(None);
     let keeper = tokio::spawn(keep_saved(Arc::clone(&state), saved));
     let (addresses, asks, errands) = Addresses::start(settings, &devices);
-    let (kubernetes, orders) = kubernetes::start(cluster, settings, port);
+    let (kubernetes, orders) = kubernetes::start(cluster, settings, port, &addresses);
     let driver = Driver {
         node: Node::new(node, Time::ZERO),
         started,

@@ -23,7 +23,7 @@ use super::objects::{self, Entry, Mark, Node, Space};
 use super::secret::Place;
 use super::shown::Shown;
 use super::watch::{News, Pause};
-use super::{Keep, Kept};
+use super::{Keep, Kept, Left};
 
 /// What the task is to know of this peer.
 pub struct Config {
@@ -43,8 +43,8 @@ pub struct Config {
     pub may_begin: bool,
     /// A Node counts as gone after so long.
     pub node_gone: Duration,
-    /// No container of this machine has an address of an earlier peer.
-    pub alone: bool,
+    /// What an earlier peer of this machine left behind.
+    pub left: watch::Receiver<Left>,
     /// The secret in use, when it is that of the API.
     pub secret: Option<String>,
 }
@@ -77,7 +77,12 @@ pub enum Order {
         answer: oneshot::Sender<Option<(Space, bool)>>,
     },
     /// Take back what these own, who are gone for good.
-    Remove(Vec<ShortId>),
+    Remove {
+        /// Who.
+        gone: Vec<ShortId>,
+        /// All that the API shows, by a list that is new.
+        alive: Vec<ShortId>,
+    },
 }
 
 /// One thing that is tried again and again.
@@ -240,7 +245,15 @@ impl Agent {
     /// What this peer's Node is to bear.
     fn wanted_mark(&self) -> Mark {
         let belongs = self.view.borrow().space.filter(|(_, belongs)| *belongs);
-        Mark { peer: Some(self.config.me), alone: self.config.alone, space: belongs.map(|(space, _)| space) }
+        Mark {
+            peer: Some(self.config.me),
+            alone: self.left().interfaces.is_empty(),
+            space: belongs.map(|(space, _)| space),
+        }
+    }
+
+    fn left(&self) -> Left {
+        self.config.left.borrow().clone()
     }
 
     /// This peer belongs to an address space.
@@ -507,7 +520,9 @@ impl Agent {
         let sure = self.nodes.dead(self.started.elapsed(), self.config.node_gone, me, &view.members);
         if !sure.is_empty() {
             info!(nodes = names(&sure).join(", "), "nodes are gone for good: their addresses are taken back");
-            self.orders.send(Order::Remove(sure.iter().map(|dead| dead.id).collect())).await.ok()?;
+            let gone = sure.iter().map(|dead| dead.id).collect();
+            let alive = self.nodes.iter().filter_map(|node| node.mark.short()).collect();
+            self.orders.send(Order::Remove { gone, alive }).await.ok()?;
         }
         self.removal.done(REMOVE_EVERY);
         Some(())
@@ -522,7 +537,7 @@ impl Agent {
         if !self.nodes.is_listed() {
             return;
         }
-        let kept = Kept::of(&self.nodes, self.kept.alone.clone());
+        let kept = Kept::of(&self.nodes, Some(self.left()));
         if kept != self.kept {
             let (keep, writing) = (Arc::clone(&self.keep), kept.clone());
             // A file is written and synced: the driver must not wait for it.

@@ -41,8 +41,17 @@ pub struct Kept {
     pub nodes: BTreeMap<String, Vec<IpAddr>>,
     /// On which Node a peer (16 hex digits) was seen last.
     pub seen: BTreeMap<String, String>,
-    /// The peer of this machine that took over when no container was there.
-    pub alone: Option<String>,
+    /// What an earlier peer of this machine left behind.
+    pub left: Option<Left>,
+}
+
+/// Interfaces of containers that were on the bridge when a peer came to be: these may have addresses of the machine's earlier peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The new one.
+    pub peer: String,
+    /// Numbers and names of those that are still there.
+    pub interfaces: Vec<(u32, String)>,
 }
 
 /// Where it is kept. Blocks until the disk has it.
@@ -52,10 +61,15 @@ pub trait Keep: Send + Sync + 'static {
 }
 
 impl Kept {
-    fn of(nodes: &Nodes, alone: Option<String>) -> Kept {
+    /// Nothing on the machine has an address of an earlier peer than this.
+    pub fn is_alone(&self, peer: &str) -> bool {
+        self.left.as_ref().is_some_and(|left| left.peer == peer && left.interfaces.is_empty())
+    }
+
+    fn of(nodes: &Nodes, left: Option<Left>) -> Kept {
         let seen = nodes.known().iter().map(|(peer, node)| (format!("{:016x}", peer.0), node.clone()));
         let there = nodes.iter().map(|node| (node.name.clone(), node.addresses.clone()));
-        Kept { nodes: there.collect(), seen: seen.collect(), alone }
+        Kept { nodes: there.collect(), seen: seen.collect(), left }
     }
 
     fn nodes(&self) -> Nodes {

@@ -20,14 +20,15 @@ impl Netlink {
         Ok(joined)
     }
 
-    /// Interfaces of containers and virtual machines that are on `bridge`, or that [`Netlink::attach`] made for it and that wait for it.
-    pub async fn containers(&self, bridge: &str) -> Result<usize, Error> {
+    /// Interfaces of containers and virtual machines that are on `bridge`, or that [`Netlink::attach`] made for it and that wait for it: numbers and names.
+    pub async fn containers(&self, bridge: &str) -> Result<Vec<(u32, String)>, Error> {
         let (links, ours) = (self.links().await?, super::attach::port_alias(bridge));
         let index = links.iter().find(|link| link.name == bridge).map(|link| link.index);
         let on_it = |port: &&Link| index.is_some() && port.master == index;
         let waits = |port: &&Link| port.master.is_none() && port.alias.as_ref() == Some(&ours);
         // A TAP without a carrier is nobody's: that of meshd itself stays so until it is opened.
         let used = |port: &&Link| port.kind == Kind::Veth || port.kind == Kind::Tun && port.running;
-        Ok(links.iter().filter(|port| used(port) && (on_it(port) || waits(port))).count())
+        let theirs = links.iter().filter(|port| used(port) && (on_it(port) || waits(port)));
+        Ok(theirs.map(|port| (port.index, port.name.clone())).collect())
     }
 }

@@ -27,8 +27,6 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 /// The server; it ends with this.
 pub struct Api {
     shared: Arc<Shared>,
-    /// Where it listens.
-    pub address: SocketAddr,
 }
 
 struct Shared {
@@ -85,7 +83,7 @@ impl Api {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             runtime.block_on(serve(server, listener, tls));
         });
-        Api { shared, address }
+        Api { shared }
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -98,6 +96,18 @@ impl Api {
         change(&mut store.faults);
         drop(store);
         self.shared.tell();
+    }
+
+    /// RBAC forbids this, or no more.
+    pub fn forbid(&self, verb: &str, kind: &str, forbidden: bool) {
+        self.faults(|faults| {
+            let right = (verb.to_owned(), kind.to_owned());
+            if forbidden {
+                faults.forbid.insert(right)
+            } else {
+                faults.forbid.remove(&right)
+            };
+        });
     }
 
     /// A Node with this address, as a kubelet makes it.

@@ -166,6 +166,8 @@ pub enum Input {
     ViewChanged,
     /// With [`Init::Outside`]: the address space to belong to (none: to none for now), and whether this peer begins it.
     Space { space: Option<[u8; 16]>, begin: bool },
+    /// Somebody outside vouches that these, this peer among them, are all that may live of those that ever asked it for leave to join.
+    Alive(BTreeSet<ShortId>),
     /// Somebody else runs with this peer's identity, or this peer's state is older than what others have seen of it.
     Doubt(String),
 }

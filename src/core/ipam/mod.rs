@@ -164,6 +164,7 @@ impl Ipam {
             }
             Input::Probed { addresses, taken } => self.on_probed(now, &addresses, &taken),
             Input::ViewChanged => self.on_view(now, view),
+            Input::Alive(alive) => self.outside.alive = Some((alive, now)),
             Input::Space { space, begin } => self.on_space(now, view, space, begin),
             Input::Doubt(why) => self.doubt(why),
         }

@@ -8,20 +8,24 @@
 //! What is said here counts only until this peer is admitted: from then on it needs nobody outside. Nothing of it is on disk, so a peer that restarts before
 //! it was admitted asks outside again. Why this is safe together with the object outside: `src/kube/genesis.rs`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use meshnet_proto::wire::ipam::{Genesis, GenesisKind};
+use meshnet_proto::ShortId;
+use meshnet_proto::wire::ipam::{Genesis, GenesisKind, Message};
 
-use super::{Init, Ipam, View};
+use super::{HEARD_LATELY, Init, Ipam, View};
 use crate::time::Time;
 
 /// What was said from outside, and what was heard of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Outside {
     /// The address space to belong to.
     space: Option<[u8; 16]>,
     /// One that another peer told of and this one may not take yet, and when.
     heard: Option<([u8; 16], Time)>,
+    /// All that may live, and when that was known.
+    pub alive: Option<(BTreeSet<ShortId>, Time)>,
 }
 
 impl Ipam {
@@ -42,7 +46,16 @@ impl Ipam {
             Some(uuid) if begin && self.genesis.is_none() && self.doubt.is_none() => {
                 self.begin(uuid, GenesisKind::Api, &[self.config.me]);
             }
+            Some(_) if self.genesis.is_none() => self.ask_around(),
             _ => self.join_if_due(now, view, true),
+        }
+    }
+
+    /// What the neighbours told before was not to be taken: they shall tell it again.
+    fn ask_around(&mut self) {
+        for link in self.links.keys().copied().collect::<Vec<_>>() {
+            let message = Message::Digest { cluster: [0; 16], hash: 1 };
+            self.keeping.push(super::Output::Tell { link, message });
         }
     }
 
@@ -59,6 +72,17 @@ impl Ipam {
     pub(super) fn may_join(&self) -> bool {
         let chosen = || self.genesis.is_some_and(|ours| Some(ours.uuid) == self.outside.space);
         self.config.init != Init::Outside || chosen()
+    }
+
+    /// Whether all members that are left without `gone` are known to be all there are, so that more may be removed than promise.
+    ///
+    /// Why a removal wants as many promises as it removes: a member that only those to be removed know, and to whom they gave, must not be missed. Who joins by
+    /// leave from outside was known there before it asked to be let in, and so before any of `gone` gave it something or died. So a list that is younger than
+    /// all these deaths holds it, and it must be among those that promise. What is asked here is known for less time than those to be removed are silent.
+    pub(super) fn is_vouched(&self, now: Time, gone: &BTreeSet<ShortId>) -> bool {
+        let Some((alive, at)) = &self.outside.alive else { return false };
+        let left: BTreeSet<ShortId> = self.members.present().filter(|id| !gone.contains(id)).collect();
+        self.config.init == Init::Outside && now.since(*at) < HEARD_LATELY && left == *alive
     }
 
     /// The address space that this peer has, and whether it belongs to it.

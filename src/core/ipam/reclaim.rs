@@ -241,7 +241,8 @@ impl Ipam {
             candidacy.promised.len() + 1 > required.div_ceil(2)
         };
         let admitted = candidacy.promised.values().filter(|admitted| **admitted).count() + 1;
-        let enough = admitted >= gone.len() || candidacy.force || !self.rules.not_fewer();
+        let enough =
+            admitted >= gone.len() || candidacy.force || self.is_vouched(now, &gone) || !self.rules.not_fewer();
         if !all || !enough || self.rules.fence() && !self.active() {
             return;
         }

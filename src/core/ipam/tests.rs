@@ -8,6 +8,7 @@ use super::sim::{Plan, run};
 use super::*;
 
 mod ablation;
+mod outside;
 mod rules;
 
 /// A message on its way.
