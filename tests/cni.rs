@@ -590,6 +590,61 @@ fn in_a_chain() {
     });
 }
 
+/// Neighbours hear of an address as soon as it is there, whoever had it before.
+#[test]
+fn addresses_are_announced() {
+    lab::test("addresses_are_announced", |lab| {
+        let meshd = machine(lab, "a", &[]);
+        let net = net(lab, &meshd, "1.0.0");
+        for name in ["first", "second"] {
+            lab.host(name);
+            let file = lab.dir.join(format!("{name}.pcap")).to_string_lossy().into_owned();
+            let capture = meshd.host.capture("mesh0", &file, "arp");
+            net.verb_at("ADD", name, "eth0", &format!("/run/netns/{name}"), "IP=10.35.0.5").done();
+            lab::wait("announced", 5 * SECOND, || {
+                lab::run("tcpdump", &["-nr", &file]).is_ok_and(|text| {
+                    text.contains("10.35.0.5 (ff:ff:ff:ff:ff:ff) tell 10.35.0.5")
+                        || text.contains("who-has 10.35.0.5 tell 10.35.0.5")
+                        || text.contains("Reply 10.35.0.5 is-at")
+                })
+            });
+            capture.stop();
+            net.verb("DEL", name).done();
+        }
+    });
+}
+
+/// What install and meshd leave on a machine goes with one command.
+#[test]
+fn uninstalled() {
+    lab::test("uninstalled", |lab| {
+        let mut meshd = machine(lab, "a", &["--masquerade"]);
+        let host = meshd.host.clone();
+        lab.host("pod");
+        net(lab, &meshd, "1.0.0").verb("ADD", "pod").done();
+        meshd.ctl(&["attach", &{
+            lab.host("box");
+            "box".to_owned()
+        }]);
+        host.run(&["ip", "link", "add", "mine", "type", "veth", "peer", "name", "mine2"]);
+        host.run(&["nft", "add", "table", "ip", "mine"]);
+        meshd.stop("TERM");
+        let own = lab::program("mesh-cni").to_string_lossy().into_owned();
+        let (bin, confs) =
+            (format!("--bin-dir={}/bin", lab.dir.display()), format!("--conf-dir={}/net.d", lab.dir.display()));
+        host.run(&[&own, "install", &bin, &confs]);
+        host.run(&[&own, "uninstall", &bin, &confs, "--devices"]);
+        let links = host.run(&["ip", "-br", "link"]);
+        let left: Vec<&str> = links.lines().filter_map(|line| line.split([' ', '@']).next()).collect();
+        assert_eq!(left, ["lo", "mine2", "mine"], "{links}");
+        assert_eq!(host.run(&["nft", "list", "tables"]).trim(), "table ip mine");
+        for dir in ["bin", "net.d"] {
+            assert_eq!(std::fs::read_dir(lab.dir.join(dir)).map(|files| files.count()).unwrap_or(9), 0, "{dir}");
+        }
+        host.run(&[&own, "uninstall", &bin, &confs, "--devices"]);
+    });
+}
+
 /// Under the name `loopback` it is that plugin.
 #[test]
 fn as_loopback() {

@@ -18,6 +18,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::config::SOCKET;
+use crate::netlink::{Netlink, nft};
 
 /// What is put where.
 #[derive(Debug, Clone, Args)]
@@ -40,6 +41,12 @@ pub struct Install {
 pub struct Uninstall {
     #[command(flatten)]
     dirs: Dirs,
+    /// And what is left of meshd on this machine once it is stopped: its tables of nftables, containers' interfaces, the bridge
+    #[arg(long, env = "MESH_CNI_DEVICES")]
+    devices: bool,
+    /// The bridge of that meshd
+    #[arg(long, value_name = "NAME", env = "MESH_CNI_BRIDGE", default_value = "mesh0")]
+    bridge: String,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -120,7 +127,21 @@ pub fn uninstall(options: &Uninstall) -> Result<()> {
     for name in read_record(bin_dir) {
         remove(bin_dir.join(name))?;
     }
-    remove(bin_dir.join(RECORD))
+    remove(bin_dir.join(RECORD))?;
+    if options.devices { uproot(&options.bridge) } else { Ok(()) }
+}
+
+/// What meshd leaves behind, because containers go on while it is restarted.
+fn uproot(bridge: &str) -> Result<()> {
+    // No table is no failure: kernels without nftables have none.
+    for table in [format!("meshnet-{bridge}"), format!("meshnet-{bridge}-nat")] {
+        let _ = nft::remove(&table);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for name in runtime.block_on(async { Netlink::open()?.uproot(bridge).await })? {
+        eprintln!("mesh-cni: the interface {name} is removed");
+    }
+    Ok(())
 }
 
 /// The configuration. Versions: those that every plugin in it speaks, for the runtime may choose any of them.
@@ -270,10 +291,11 @@ mod tests {
         let types: Vec<&str> =
             list["plugins"].as_array().unwrap().iter().map(|one| one["type"].as_str().unwrap()).collect();
         assert_eq!(types, ["mesh-cni", "portmap", "bandwidth"]);
-        uninstall(&Uninstall { dirs: options.dirs.clone() }).unwrap();
+        let options = Uninstall { dirs: options.dirs, devices: false, bridge: "mesh0".into() };
+        uninstall(&options).unwrap();
         assert_eq!(names(&dir.join("bin")), ["bandwidth"]);
         assert_eq!(names(&dir.join("conf")), [""; 0]);
-        uninstall(&Uninstall { dirs: options.dirs }).unwrap();
+        uninstall(&options).unwrap();
         fs::remove_dir_all(dir).unwrap();
     }
 

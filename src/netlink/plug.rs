@@ -125,13 +125,36 @@ impl Netlink {
         }
     }
 
-    /// Removes the interface of this owner by its port; true when there was one.
+    /// Removes the interface of this owner by its port; true when there was one. What somebody else has under that name stays.
     pub async fn unplug(&self, port: &str, owner: &str) -> Result<bool, Error> {
-        let Some(link) = self.link(port).await? else { return Ok(false) };
-        if !belongs(&link, owner) {
-            return Err(not_ours(&link));
+        match self.link(port).await? {
+            Some(link) if belongs(&link, owner) => self.remove_link(&link).await.map(|()| true),
+            _ => Ok(false),
         }
-        self.remove_link(&link).await.map(|()| true)
+    }
+
+    /// Removes all that was ever made around a bridge: ports with their interfaces, what is left of TAP and VXLAN device, and the bridge if it is ours.
+    /// Gives the names of what was there.
+    pub async fn uproot(&self, bridge: &str) -> Result<Vec<String>, Error> {
+        let mark = port_alias(bridge);
+        // As long as a name may be (IFNAMSIZ).
+        let stem: String = bridge.chars().take(11).collect();
+        let (tap, vxlan) = (format!("{stem}-tap"), super::vxlan::name_of(bridge));
+        let ours = |link: &Link| match (&link.kind, &link.alias) {
+            (Kind::Veth, Some(alias)) => {
+                *alias == mark || alias.strip_prefix(&mark).is_some_and(|rest| rest.starts_with(' '))
+            }
+            (Kind::Bridge, Some(alias)) => link.name == bridge && alias == super::bridge::ALIAS,
+            (Kind::Tun, _) => link.name == tap,
+            (Kind::Other(kind), _) => kind == "vxlan" && link.name == vxlan,
+            _ => false,
+        };
+        let mut gone = Vec::new();
+        for link in self.links().await?.into_iter().filter(ours) {
+            self.remove_link(&link).await?;
+            gone.push(link.name);
+        }
+        Ok(gone)
     }
 
     /// Whether there is one.

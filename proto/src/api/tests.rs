@@ -228,6 +228,7 @@ fn commands_and_replies() {
         (Command::IpList, "ip-list"),
         (Command::Rmpeer { peers: words(&["two", "1a2b"]), force: true }, "rmpeer"),
         (Command::Leave, "leave"),
+        (Command::Network, "network"),
     ] {
         assert_eq!(serde_json::to_value(&command).unwrap()["command"], name);
         round_trip(command);
@@ -254,6 +255,7 @@ fn commands_and_replies() {
         (Reply::Attached { interface: "ethmesh".into(), addresses: Vec::new() }, "attached"),
         (Reply::Pong { peer: id(2), name: "two".into(), rtt_ms: 0.5, path: "direct".into() }, "pong"),
         (Reply::Trace(trace), "trace"),
+        (Reply::Network(Network { bridge: "mesh0".into(), mtu: 1310, ..Network::default() }), "network"),
         (Reply::Refused { reason: "no".into() }, "refused"),
     ] {
         assert_eq!(serde_json::to_value(&reply).unwrap()["reply"], name);
