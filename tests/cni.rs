@@ -140,6 +140,27 @@ fn while_meshd_is_away() {
     });
 }
 
+/// An ADD that fails for want of meshd forgets no address that is to be given back.
+#[test]
+fn nothing_is_forgotten() {
+    lab::test("nothing_is_forgotten", |lab| {
+        let mut meshd = machine(lab, "a", &[]);
+        let host = meshd.host.clone();
+        lab.host("pod");
+        net(lab, &meshd, "1.1.0").verb("ADD", "pod").done();
+        meshd.stop("KILL");
+        net(lab, &meshd, "1.1.0").verb("DEL", "pod").done();
+        net(lab, &meshd, "1.1.0").verb("ADD", "pod").refused(11, "no meshd at");
+        let meshd = lab.meshd(&host, &["--ipam-range", "10.32.0.0/12", "--expose", "auto"]);
+        ready(&meshd);
+        assert_eq!(leases(&meshd).len(), 1);
+        lab.host("other");
+        let net = net(lab, &meshd, "1.1.0");
+        net.verb("ADD", "other").done();
+        assert_eq!(leases(&meshd), [net.owner("other")]);
+    });
+}
+
 /// A restart of meshd is not seen: the call waits for it.
 #[test]
 fn a_restart_of_meshd_is_waited_for() {
@@ -432,8 +453,12 @@ fn check_checks() {
             net.verb("DEL", "pod").done();
             lab::ok("ip", &["netns", "del", "pod"]);
         }
-        lab.host("pod");
+        // Whoever deletes the bridge has it back within seconds, with all ports.
+        let pod = lab.host("pod");
         let result = net.verb("ADD", "pod").done();
+        meshd.host.run(&["ip", "link", "del", "mesh0"]);
+        pod.await_ping(result["ips"][0]["gateway"].as_str().unwrap_or_default(), 15 * SECOND);
+        net.with(json!({ "prevResult": result })).verb("CHECK", "pod").done();
         meshd.ctl(&["ip", "free", &net.owner("pod")]);
         net.with(json!({ "prevResult": result })).verb("CHECK", "pod").refused(102, "has not given out");
         lab::ok("ip", &["netns", "del", "pod"]);
@@ -735,6 +760,87 @@ fn by_libcni() {
             assert!(done, "{said}");
             assert_eq!((leases(&meshd), self::ports(&meshd)), (Vec::new(), 0));
         }
+    });
+}
+
+/// podman, with its CNI backend: real containers on a list of plugins that install wrote.
+#[test]
+fn by_podman() {
+    if std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.contains("4294967295")) {
+        println!("not tried: podman wants to be root, not root of a user namespace");
+        return;
+    }
+    lab::test("by_podman", |lab| {
+        for (program, package) in [("podman", "podman"), ("crun", "crun")] {
+            assert!(lab::find(program).is_some(), "the tests need {program}: apt-get install {package}");
+        }
+        let meshd = machine(lab, "a", &[]);
+        let place = |name: &str| lab.dir.join(name).to_string_lossy().into_owned();
+        let own = lab::program("mesh-cni").to_string_lossy().into_owned();
+        let (bin, confs) = (format!("--bin-dir={}", place("bin")), format!("--conf-dir={}", place("net.d")));
+        let socket = format!("--socket={}", meshd.socket.display());
+        lab::ok(&own, &["install", &bin, &confs, "--plugins-from=/usr/lib/cni", &socket]);
+        // Containers without control groups: those of the machine are not this test's.
+        let _ = lab::run("umount", &["-R", "/sys/fs/cgroup"]);
+        lab::ok("mount", &["-t", "tmpfs", "none", "/sys/fs/cgroup"]);
+        std::fs::create_dir("/sys/fs/cgroup/memory").expect("a directory");
+        let root = lab.dir.join("root");
+        for dir in ["usr", "proc", "sys", "dev", "etc", "tmp", "run", "var"] {
+            std::fs::create_dir_all(root.join(dir)).expect("a directory");
+        }
+        for link in ["bin", "lib", "lib64", "sbin"] {
+            std::os::unix::fs::symlink(format!("usr/{link}"), root.join(link)).expect("a link");
+        }
+        let containers = format!(
+            "[network]\nnetwork_backend=\"cni\"\ncni_plugin_dirs=[\"{}\"]\nnetwork_config_dir=\"{}\"\ndefault_network=\"meshnet\"\n\
+             [engine]\nruntime=\"crun\"\ncgroup_manager=\"cgroupfs\"\nevents_logger=\"file\"\n",
+            place("bin"),
+            place("net.d")
+        );
+        let storage =
+            format!("[storage]\ndriver=\"vfs\"\ngraphroot=\"{}\"\nrunroot=\"{}\"\n", place("graph"), place("runroot"));
+        for (name, text) in [("containers.conf", containers), ("storage.conf", storage)] {
+            std::fs::write(lab.dir.join(name), text).expect("a file");
+        }
+        let podman = |arguments: &[&str]| {
+            // `ip netns exec` would hide /sys/fs/cgroup.
+            let output = Command::new("nsenter")
+                .args(["--net=/run/netns/a", "podman"])
+                .args(arguments)
+                .env("CONTAINERS_CONF", place("containers.conf"))
+                .env("CONTAINERS_STORAGE_CONF", place("storage.conf"))
+                .output()
+                .expect("podman");
+            assert!(output.status.success(), "podman {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        let run = |name: &str, extra: &[&str]| {
+            let mut all = vec!["run", "-d", "--name", name, "--cgroups=disabled", "--security-opt=seccomp=unconfined"];
+            all.extend(["-v", "/usr:/usr:ro"]);
+            all.extend(extra);
+            let root = root.to_string_lossy().into_owned();
+            all.extend(["--rootfs", &root, "sleep", "1000"]);
+            podman(&all);
+            podman(&[
+                "inspect",
+                "-f",
+                "{{.NetworkSettings.IPAddress}}{{range .NetworkSettings.Networks}} {{.IPAddress}}{{end}}",
+                name,
+            ])
+        };
+        let ip = |text: &str| text.split_whitespace().last().unwrap_or_default().to_owned();
+        let first = ip(&run("one", &[]));
+        let second = ip(&run("two", &["--ip", "10.35.0.5", "-p", "8080:80"]));
+        assert_eq!(second, "10.35.0.5");
+        for (container, other) in [("one", &second), ("two", &first)] {
+            podman(&["exec", container, "ping", "-n", "-c", "1", "-W", "2", other]);
+            assert!(meshd.host.reaches(other));
+        }
+        assert_eq!(leases(&meshd).len(), 2);
+        for name in ["one", "two"] {
+            podman(&["rm", "-f", "-t", "0", name]);
+        }
+        assert_eq!((leases(&meshd), ports(&meshd)), (Vec::new(), 0));
     });
 }
 

@@ -33,11 +33,12 @@ pub async fn add(call: &Call, conf: &Conf) -> Result<Value, CniError> {
     let owner = call.owner(&conf.name);
     let spool = Spool::new(&conf.data_dir);
     let _turn = spool.turn(&owner)?;
-    spool.cancel(&owner)?;
     let meshd = Meshd::new(&conf.socket);
     let network = meshd.network(PATIENCE).await?;
     must_be_ours(conf, &network)?;
     let netlink = Netlink::open()?;
+    // From here on it is this call, or the next DEL, that frees what the owner has.
+    spool.cancel(&owner)?;
     let before = netlink.is_plugged(&port_name(&owner), &owner).await?;
     let attachment = Attachment { call, conf, owner: &owner, meshd: &meshd, netlink: &netlink };
     match attachment.make(network).await {

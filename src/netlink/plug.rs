@@ -363,9 +363,11 @@ pub fn port_name(owner: &str) -> String {
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     // 48 bits: of 250 containers on a machine, two meet in one of 10^10 cases, and then the alias tells them apart.
-    format!("mp-{:012x}", hash & 0xffff_ffff_ffff)
+    format!("{PREFIX}{:012x}", hash & 0xffff_ffff_ffff)
 }
 
+/// How names of ports begin.
+pub(super) const PREFIX: &str = "mp-";
 /// Together 50 ms: without spanning tree the bridge passes frames within a millisecond; where it does not, ARP finds the address all the same.
 const FORWARDING_TRIES: u32 = 50;
 const FORWARDING_WAIT: Duration = Duration::from_millis(1);
