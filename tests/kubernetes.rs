@@ -94,9 +94,14 @@ fn await_split(peers: &[Meshd], limit: Duration) {
         ready && digests.len() == 1 && owned.iter().sum::<u64>() == ALL && owned.iter().all(|owned| *owned > 0)
     });
     if !agreed {
-        let views: Vec<String> = peers.iter().map(|peer| peer.ctl(&["status"]) + &peer.log_text()).collect();
-        panic!("no agreed split within {limit:?}\n{}", views.join("\n"));
+        panic!("no agreed split within {limit:?}\n{}", story(peers));
     }
+}
+
+/// What all of them say.
+fn story(peers: &[Meshd]) -> String {
+    let one = |peer: &Meshd| format!("{}\n{}\n", peer.ctl(&["status"]), peer.log_text());
+    peers.iter().map(one).collect()
 }
 
 /// The address of an owner.
@@ -338,9 +343,8 @@ fn machines_that_are_gone() {
         assert!(peers.iter().all(|peer| removed(peer) == 0), "nobody is taken for gone unseen");
         cluster.api.faults(|faults| faults.down = false);
         // Two are gone for good, and wait for the third.
-        lab::wait("a removal is begun", 90 * SECOND, || {
-            peers.iter().any(|peer| has_problem(&peer.status(), "the removal of"))
-        });
+        let begun = || peers.iter().any(|peer| has_problem(&peer.status(), "the removal of"));
+        assert!(lab::poll(90 * SECOND, begun), "no removal is begun: {}", story(&peers));
         assert!(peers.iter().all(|peer| removed(peer) == 0), "a container may have an address of the third");
         lab::ok("ip", &["netns", "del", &pod.name]);
         for peer in &peers {

@@ -204,7 +204,7 @@ impl Agent {
             News::Listed(nodes) => self.nodes.replace(now, nodes),
             News::There(node) => self.nodes.there(now, *node),
             News::Gone(name) => self.nodes.gone(now, &name),
-            News::Blind => {}
+            News::Seeing | News::Blind => {}
         }
     }
 

@@ -26,6 +26,8 @@ pub enum News {
     There(Box<Node>),
     /// One is deleted.
     Gone(String),
+    /// Changes are seen from now on: those since the last that was seen come first.
+    Seeing,
     /// Changes are not seen for now.
     Blind,
 }
@@ -109,6 +111,7 @@ async fn watch(client: &Client, version: &mut String, news: &mpsc::Sender<News>)
         Err(error) if error.code() == 410 => return Ok(false),
         other => other?,
     };
+    tell(news, News::Seeing).await?;
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds) + WATCH_GRACE;
     loop {
         let line = match tokio::time::timeout_at(end, lines.next()).await {
@@ -124,14 +127,19 @@ async fn watch(client: &Client, version: &mut String, news: &mpsc::Sender<News>)
             Event::Expired => return Ok(false),
             Event::Failed(why) => return Err(ApiError::Odd(format!("the watch of the nodes failed: {why}"))),
         };
-        if let Some(told) = told
-            && timeout(READ_WITHIN, news.send(told)).await.is_err()
-        {
-            return Err(ApiError::Odd("nobody reads what the watch tells".into()));
+        if let Some(told) = told {
+            tell(news, told).await?;
         }
         if !newer.is_empty() {
             *version = newer;
         }
+    }
+}
+
+async fn tell(news: &mpsc::Sender<News>, told: News) -> Result<(), ApiError> {
+    match timeout(READ_WITHIN, news.send(told)).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(ApiError::Odd("nobody reads what the watch tells".into())),
     }
 }
 
