@@ -268,6 +268,39 @@ fn the_api_is_away_later() {
     });
 }
 
+/// The next version starts while the one before still runs, as the pods of a DaemonSet may: traffic stands still for a moment only.
+#[test]
+fn a_rolling_update() {
+    lab::test("a_rolling_update", |lab| {
+        let cluster = Cluster::new(lab, &["a", "b"]);
+        let mut peers = cluster.start_all();
+        await_split(&peers, 30 * SECOND);
+        let [here, there] = ["here", "there"].map(|name| lab.host(name));
+        peers[0].ctl(&["attach", "here"]);
+        peers[1].ctl(&["attach", "there"]);
+        let far = peers[1].ctl(&["ip", "lookup", "netns:there"]);
+        let far = far.trim().split('/').next().unwrap_or_default().to_owned();
+        here.await_ping(&far, 10 * SECOND);
+        drop(there);
+        let pings = here.spawn(&["ping", "-n", "-q", "-i", "0.01", "-c", "800", "-W", "1", &far]);
+        let successor = cluster.start(&cluster.hosts[0], &[]);
+        lab::wait("it waits for its turn", 5 * SECOND, || successor.state.join("successor").exists());
+        assert!(peers[0].stop("TERM").success());
+        successor.await_peers(2, 20 * SECOND);
+        assert!(!successor.state.join("successor").exists());
+        let mut pings = pings;
+        let lost = 800 - lab::received(&pings.finish());
+        println!("a rolling update cost {lost} of 800 pings, 100 a second");
+        assert!(lost < 300, "{lost}");
+        peers[0] = successor;
+        await_split(&peers, 20 * SECOND);
+        // Without a successor it goes, too, and before a kubelet would kill it.
+        let told = Instant::now();
+        assert!(peers[0].stop("TERM").success());
+        assert!(told.elapsed() > SECOND, "it waited for one");
+    });
+}
+
 /// Whatever ends a watch, what changed meanwhile is seen.
 #[test]
 fn the_watch_goes_on() {

@@ -360,7 +360,7 @@ impl Driver {
             let silent = if silent >= SILENT { SILENT } else { silent.min(Duration::from_secs(1)) };
             Some(Member { id: candidate.id, name: candidate.shown, silent, admitted })
         };
-        let (space, heard) = self.node.ipam_space(now);
+        let (space, heard) = (self.node.ipam_space(), self.node.ipam_space_heard(now));
         let members = self.candidates(now).into_iter().filter_map(member).collect();
         let view = Arc::new(View { ready: self.ready().is_ok(), space, heard, members });
         link.view.send_if_modified(|shown| {
@@ -377,7 +377,7 @@ impl Driver {
             Order::Space { space, begin, answer } => {
                 self.take(node::Input::Ipam(Input::Space { space, begin }));
                 // The agent may be gone already; then nobody minds.
-                let _ = answer.send(self.node.ipam_space(now).0);
+                let _ = answer.send(self.node.ipam_space());
             }
             Order::Remove { gone, alive } => {
                 self.take(node::Input::Ipam(Input::Alive(alive.into_iter().collect())));

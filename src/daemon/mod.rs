@@ -23,10 +23,11 @@ pub mod wire;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use arc_swap::ArcSwap;
@@ -101,7 +102,10 @@ fn run(settings: &Settings) -> Result<()> {
         None => Some(Secret::none()),
     };
     let place = kubernetes::place(settings)?;
-    let state = StateDir::open(&settings.state_dir)?;
+    let state = match place.is_some() {
+        true => StateDir::open_as_successor(&settings.state_dir, SUCCEED_WITHIN)?,
+        false => StateDir::open(&settings.state_dir)?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the async runtime")?;
     runtime.block_on(serve(settings, secret, place, state, recent))
 }
@@ -128,7 +132,7 @@ async fn serve(
     let state = Arc::new(state);
     let Peer { seed, id: me, store, kept: before } = peer::begin(settings, &state)?;
     let (asker, mut requests) = Asker::new();
-    let stop = stop_on_signal()?;
+    let stop = stop_on_signal(place.as_ref().map(|_| settings.state_dir.clone()))?;
     let sockets = Arc::new(open_port(settings)?);
     let tasks = listen(settings, asker)?;
     let mut cluster = place.map(|place| Cluster::new(place, &state, me));
@@ -333,13 +337,23 @@ async fn keep_saved(state: Arc<StateDir>, mut kept: watch::Receiver<Option<Saved
     }
 }
 
-fn stop_on_signal() -> Result<Arc<Notify>> {
+/// Rung when the process shall end. With a directory: traffic goes on until a successor waits for it there, or for [`LINGER`], or until the second signal.
+fn stop_on_signal(succeeded: Option<PathBuf>) -> Result<Arc<Notify>> {
     let stop = Arc::new(Notify::new());
     let rung = Arc::clone(&stop);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        if let Some(directory) = succeeded {
+            info!("told to stop: a successor is waited for, for a moment");
+            tokio::select! {
+                () = StateDir::successor(directory) => {}
+                () = tokio::time::sleep(LINGER) => {}
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
         rung.notify_one();
     });
     Ok(stop)
@@ -361,6 +375,11 @@ fn ciphers() -> Vec<Cipher> {
     let hardware = false;
     if hardware { vec![Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] } else { vec![Cipher::ChaCha20Poly1305] }
 }
+
+/// The one before lingers for less, and stops within a second.
+const SUCCEED_WITHIN: Duration = Duration::from_secs(5);
+/// A kubelet gives 2 s at least between SIGTERM and SIGKILL; stopping takes some tenths.
+const LINGER: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@
 //! | `claims.json` | addresses in use from an earlier identity | set aside; claimed by hand |
 //! | `saved.json` | targets and known peers ([`Saved`]) | set aside; discovery finds them again |
 //! | `kubernetes-secret` | the cluster's secret from the API | refused |
+//! | `successor` | there while one waits for the lock | – |
 //! | `kubernetes.json` | nodes, and who was seen on them | set aside; the API says it again |
 //!
 //! Files are replaced whole: written beside, synced, renamed, directory synced. After a kill or a power cut there is the old one or the new one.

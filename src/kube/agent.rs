@@ -106,7 +106,7 @@ impl Try {
     }
 
     fn failed(&mut self) {
-        self.due = Instant::now() + self.pause.next();
+        self.due = Instant::now() + self.pause.grow();
     }
 }
 

@@ -59,7 +59,7 @@ impl Place {
                 Ok(None) => tokio::time::sleep(AFTER_CONFLICT).await,
                 Err(why) => {
                     tell(why);
-                    tokio::time::sleep(pause.next().min(WAIT_MAX)).await;
+                    tokio::time::sleep(pause.grow().min(WAIT_MAX)).await;
                 }
             }
         }

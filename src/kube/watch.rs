@@ -72,7 +72,7 @@ pub async fn run(client: Client, news: mpsc::Sender<News>) {
         if began.elapsed() > STEADY {
             pause = Pause::default();
         }
-        sleep(pause.next()).await;
+        sleep(pause.grow()).await;
     }
 }
 
@@ -96,7 +96,7 @@ async fn follow(client: &Client, mut version: String, news: &mpsc::Sender<News>)
         if began.elapsed() > STEADY {
             pause = Pause::default();
         }
-        sleep(pause.next()).await;
+        sleep(pause.grow()).await;
     }
 }
 
@@ -151,7 +151,7 @@ pub struct Pause {
 
 impl Pause {
     /// How long to wait now.
-    pub fn next(&mut self) -> Duration {
+    pub fn grow(&mut self) -> Duration {
         let base = (FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(10))).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
         base.mul_f64(0.75 + f64::from(random() % 1000) / 2000.0)
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn waits_grow_and_stay_bounded() {
         let mut pause = Pause::default();
-        let waits: Vec<Duration> = (0..40).map(|_| pause.next()).collect();
+        let waits: Vec<Duration> = (0..40).map(|_| pause.grow()).collect();
         assert!(waits[0] <= Duration::from_millis(1250) && waits[0] >= Duration::from_millis(750));
         assert!(waits[2] >= Duration::from_secs(3) && waits[39] <= LONGEST_PAUSE.mul_f64(1.25));
     }

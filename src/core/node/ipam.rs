@@ -381,11 +381,14 @@ impl Node {
         }
     }
 
-    /// The address space that this peer has, and whether it belongs to it; and one that it may not take yet.
-    pub fn ipam_space(&self, now: Time) -> (Option<([u8; 16], bool)>, Option<[u8; 16]>) {
-        self.ipam
-            .as_ref()
-            .map_or((None, None), |addresses| (addresses.machine.space(), addresses.machine.space_heard(now)))
+    /// The address space that this peer has, and whether it belongs to it.
+    pub fn ipam_space(&self) -> Option<([u8; 16], bool)> {
+        self.ipam.as_ref()?.machine.space()
+    }
+
+    /// An address space that others tell of and that this peer may not take yet.
+    pub fn ipam_space_heard(&self, now: Time) -> Option<[u8; 16]> {
+        self.ipam.as_ref()?.machine.space_heard(now)
     }
 
     /// Members of the address space, removed ones left out, and whether each was let in.

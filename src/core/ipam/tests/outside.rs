@@ -122,7 +122,7 @@ fn more_are_removed_than_remain_when_somebody_vouches() {
     assert_eq!(lab.standing(0, 2), Some(Standing::Admitted));
     // It is old.
     lab.alive(0, &[0, 1]);
-    lab.now = lab.now + Duration::from_secs(60);
+    lab.now += Duration::from_secs(60);
     lab.run(5);
     assert_eq!(lab.standing(0, 2), Some(Standing::Admitted));
     lab.alive(0, &[0, 1]);
