@@ -23,6 +23,8 @@ enum Command {
     Install(install::Install),
     /// Takes away what install put there
     Uninstall(install::Uninstall),
+    /// Waits for SIGTERM or SIGINT and does nothing
+    Pause,
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let done = match Cli::try_parse().map(|cli| cli.command) {
         Ok(Command::Install(options)) => install::install(&options),
         Ok(Command::Uninstall(options)) => install::uninstall(&options),
+        Ok(Command::Pause) => install::pause(),
         Err(error) if usage::is_help(&error) => {
             print!("{error}");
             return ExitCode::from(exit::DONE);

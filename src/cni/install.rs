@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::SOCKET;
 use crate::netlink::{Netlink, nft};
@@ -47,6 +48,9 @@ pub struct Uninstall {
     /// The bridge of that meshd
     #[arg(long, value_name = "NAME", env = "MESH_CNI_BRIDGE", default_value = "mesh0")]
     bridge: String,
+    /// And all that is in this folder, such as /var/lib/meshnet, /run/meshnet and /var/lib/cni/meshnet; the folder stays (repeats)
+    #[arg(long, value_name = "DIR")]
+    empty: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -128,7 +132,38 @@ pub fn uninstall(options: &Uninstall) -> Result<()> {
         remove(bin_dir.join(name))?;
     }
     remove(bin_dir.join(RECORD))?;
-    if options.devices { uproot(&options.bridge) } else { Ok(()) }
+    if options.devices {
+        uproot(&options.bridge)?;
+    }
+    options.empty.iter().try_for_each(|dir| empty(dir).with_context(|| dir.display().to_string()))
+}
+
+/// What is in a folder: the folder itself may be a mount of a container.
+fn empty(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }?;
+        eprintln!("mesh-cni: {} is removed", entry.path().display());
+    }
+    Ok(())
+}
+
+/// Until SIGTERM or SIGINT: for a container that must be there and has nothing to do.
+pub fn pause() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 /// What meshd leaves behind, because containers go on while it is restarted.
@@ -291,8 +326,13 @@ mod tests {
         let types: Vec<&str> =
             list["plugins"].as_array().unwrap().iter().map(|one| one["type"].as_str().unwrap()).collect();
         assert_eq!(types, ["mesh-cni", "portmap", "bandwidth"]);
-        let options = Uninstall { dirs: options.dirs, devices: false, bridge: "mesh0".into() };
+        fs::create_dir_all(dir.join("state/ring")).unwrap();
+        fs::write(dir.join("state/ring/lock"), "").unwrap();
+        fs::write(dir.join("state/identity"), "").unwrap();
+        let empty = vec![dir.join("state"), dir.join("absent")];
+        let options = Uninstall { dirs: options.dirs, devices: false, bridge: "mesh0".into(), empty };
         uninstall(&options).unwrap();
+        assert_eq!(names(&dir.join("state")), [""; 0]);
         assert_eq!(names(&dir.join("bin")), ["bandwidth"]);
         assert_eq!(names(&dir.join("conf")), [""; 0]);
         uninstall(&options).unwrap();

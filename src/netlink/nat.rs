@@ -11,6 +11,7 @@
 //! Each rule carries a mark of all of them, by which [`stands`] sees that none is missing, changed or added.
 
 use std::io;
+use std::path::Path;
 
 use ipnet::Ipv4Net;
 
@@ -182,8 +183,12 @@ fn path(key: &str) -> String {
     // Names of interfaces may have dots: where one stands, slashes are used.
     let (head, rest) = key.split_once('/').unwrap_or((key, ""));
     let tail = if rest.is_empty() { String::new() } else { format!("/{rest}") };
-    format!("/proc/sys/{}{tail}", head.replace('.', "/"))
+    // A container may not write its own /proc/sys: there the machine's is mounted beside it, which shows the network namespace of whoever looks.
+    let root = if Path::new(MOUNTED).exists() { "/host" } else { "" };
+    format!("{root}/proc/sys/{}{tail}", head.replace('.', "/"))
 }
+
+const MOUNTED: &str = "/host/proc/sys/net";
 
 const CHAIN: &str = "postrouting";
 /// After 100, where everybody's source translation is.
