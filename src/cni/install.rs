@@ -10,10 +10,13 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +51,9 @@ pub struct Uninstall {
     /// The bridge of that meshd
     #[arg(long, value_name = "NAME", env = "MESH_CNI_BRIDGE", default_value = "mesh0")]
     bridge: String,
+    /// The control socket of that meshd: with --devices it must be silent within 10 s, as meshd would put back what is taken away
+    #[arg(long, value_name = "PATH", env = "MESH_CNI_SOCKET", default_value = SOCKET)]
+    socket: PathBuf,
     /// And all that is in this folder, such as /var/lib/meshnet, /run/meshnet and /var/lib/cni/meshnet; the folder stays (repeats)
     #[arg(long, value_name = "DIR")]
     empty: Vec<PathBuf>,
@@ -133,9 +139,20 @@ pub fn uninstall(options: &Uninstall) -> Result<()> {
     }
     remove(bin_dir.join(RECORD))?;
     if options.devices {
+        stopped(&options.socket)?;
         uproot(&options.bridge)?;
     }
     options.empty.iter().try_for_each(|dir| empty(dir).with_context(|| dir.display().to_string()))
+}
+
+/// Waits for the end of meshd: in a cluster it is told to stop just before.
+fn stopped(socket: &Path) -> Result<()> {
+    let end = Instant::now() + STOPPING;
+    while UnixStream::connect(socket).is_ok() {
+        ensure!(Instant::now() < end, "meshd still runs at {}: stop it first", socket.display());
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }
 
 /// What is in a folder: the folder itself may be a mount of a container.
@@ -269,6 +286,8 @@ fn write_record(dir: &Path, record: &BTreeSet<String>) -> Result<()> {
 }
 
 const PLUGIN: &str = "mesh-cni";
+/// Longer than meshd goes on after it was told to stop.
+const STOPPING: Duration = Duration::from_secs(10);
 /// Names what install put into the directory.
 const RECORD: &str = ".mesh-cni.installed";
 
@@ -330,7 +349,8 @@ mod tests {
         fs::write(dir.join("state/ring/lock"), "").unwrap();
         fs::write(dir.join("state/identity"), "").unwrap();
         let empty = vec![dir.join("state"), dir.join("absent")];
-        let options = Uninstall { dirs: options.dirs, devices: false, bridge: "mesh0".into(), empty };
+        let options =
+            Uninstall { dirs: options.dirs, devices: false, bridge: "mesh0".into(), socket: SOCKET.into(), empty };
         uninstall(&options).unwrap();
         assert_eq!(names(&dir.join("state")), [""; 0]);
         assert_eq!(names(&dir.join("bin")), ["bandwidth"]);
