@@ -670,14 +670,31 @@ fn the_socket_is_made_with_care() {
 }
 
 #[test]
-fn the_cni_plugin_does_not_pretend() {
-    let run = |arguments: &[&str]| Process::new(env!("CARGO_BIN_EXE_mesh-cni")).args(arguments).output().unwrap();
-    for arguments in [&[][..], &["install", "--bin-dir", "/x"]] {
+fn the_cni_plugin_on_the_command_line() {
+    let run = |arguments: &[&str]| {
+        let mut command = Process::new(env!("CARGO_BIN_EXE_mesh-cni"));
+        command.args(arguments).env_remove("CNI_COMMAND").output().unwrap()
+    };
+    for (arguments, code, words) in [
+        (&[][..], 2, "a command is missing: one of: install, uninstall"),
+        (&["--bogus"], 2, "there is no flag '--bogus'"),
+        (&["install", "--conf-dir", "/proc/x"], 2, "--bin-dir <DIR> is missing"),
+        (&["install", "--bin-dir", "/proc/x", "--conf-dir", "/proc/y"], 1, "/proc/x"),
+        (&["uninstall", "--bin-dir", "/proc/version", "--conf-dir", "/proc/version"], 1, "/proc/version"),
+    ] {
         let output = run(arguments);
-        assert_eq!(output.status.code(), Some(1));
-        assert_eq!(stderr(&output), "mesh-cni: the CNI verbs are not in this version\n");
+        let line = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {line}");
+        assert!(
+            line.starts_with("mesh-cni: ") && line.contains(words) && line.lines().count() == 1,
+            "{arguments:?}: {line}"
+        );
     }
     assert_eq!(run(&["--version"]).status.code(), Some(0));
-    let output = run(&["--bogus"]);
-    assert_eq!((output.status.code(), stderr(&output).lines().count()), (Some(2), 1));
+    assert_eq!(run(&["install", "--help"]).status.code(), Some(0));
+    // For a runtime every word goes to standard output, as JSON.
+    let mut command = Process::new(env!("CARGO_BIN_EXE_mesh-cni"));
+    let output = command.env("CNI_COMMAND", "FROB").stdin(std::process::Stdio::null()).output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &said["code"]), (Some(1), &Value::from(4)));
 }

@@ -204,8 +204,12 @@ impl Netlink {
         if port.up && port.master == Some(bridge.index) {
             return Ok(false);
         }
-        let change =
-            LinkUnspec::new_with_index(port.index).controller(bridge.index).up().alias(port_alias(&bridge.name));
+        let mut change = LinkUnspec::new_with_index(port.index).controller(bridge.index).up();
+        // Behind it the owner may stand.
+        let (alias, there) = (port_alias(&bridge.name), port.alias.as_deref().unwrap_or_default());
+        if !there.strip_prefix(&alias).is_some_and(|rest| rest.starts_with(' ')) {
+            change = change.alias(alias);
+        }
         self.change_link(change, format!("put {} on {}", port.name, bridge.name)).await.map(|()| true)
     }
 }
