@@ -333,7 +333,9 @@ fn the_watch_goes_on() {
         cluster.api.add_node("n5", "192.168.77.55");
         cluster.api.faults(|faults| (faults.broken, faults.slow) = (false, SECOND));
         await_target(&peer, "192.168.77.55:6783", true, 60 * SECOND);
-        cluster.api.put("nodes", "n5", serde_json::json!({"metadata": {"name": "n5"}, "status": {"addresses": [{"type": "InternalIP", "address": "192.168.77.56"}]}}));
+        let mut moved = cluster.api.object("nodes", "n5").unwrap();
+        moved["status"]["addresses"][1]["address"] = "192.168.77.56".into();
+        cluster.api.put("nodes", "n5", moved);
         await_target(&peer, "192.168.77.56:6783", true, 10 * SECOND);
         await_target(&peer, "192.168.77.55:6783", false, 10 * SECOND);
     });

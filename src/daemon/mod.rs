@@ -44,7 +44,7 @@ use meshnet_core::session::Cipher;
 use meshnet_core::time::Time;
 use meshnet_proto::PeerId;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
@@ -58,7 +58,7 @@ use backend::Asker;
 use config::{Profile, Settings, Transport};
 use devices::Devices;
 use driver::{Driver, Sources};
-use ipam::Shell;
+use ipam::{End, Shell};
 use kubernetes::Cluster;
 use peer::Peer;
 use report::Facts;
@@ -130,7 +130,8 @@ async fn serve(
 ) -> Result<()> {
     let started = Instant::now();
     let state = Arc::new(state);
-    let Peer { seed, id: me, store, kept: before } = peer::begin(settings, &state)?;
+    let peer = peer::begin(settings, &state)?;
+    let me = peer.id;
     let (asker, mut requests) = Asker::new();
     let stop = stop_on_signal(place.as_ref().map(|_| settings.state_dir.clone()))?;
     let sockets = Arc::new(open_port(settings)?);
@@ -138,6 +139,28 @@ async fn serve(
     let mut cluster = place.map(|place| Cluster::new(place, &state, me));
     let waiting = kubernetes::begin(&mut cluster, secret, settings, &mut requests, &stop);
     let Some(secret) = waiting.await? else { return Ok(()) };
+    let begun = Begun { started, state: Arc::clone(&state), peer, secret, cluster, sockets, requests, stop };
+    let end = drive(settings, recent, begun).await?;
+    drop(tasks);
+    peer::finish(end, &state, me)
+}
+
+/// What is there before anything carries a frame.
+struct Begun {
+    started: Instant,
+    state: Arc<StateDir>,
+    peer: Peer,
+    secret: Secret,
+    cluster: Option<Cluster>,
+    sockets: Arc<UdpSockets>,
+    requests: mpsc::Receiver<backend::Request>,
+    stop: Arc<Notify>,
+}
+
+/// Devices, workers, links, node: until the end.
+async fn drive(settings: &Settings, recent: telemetry::Recent, before: Begun) -> Result<End> {
+    let Begun { started, state, peer, secret, cluster, sockets, requests, stop } = before;
+    let Peer { seed, id: me, store, kept: before } = peer;
     let (mut devices, notices) = Devices::start(settings, me, sockets.local_address().port()).await?;
 
     let (inbox, punted, tick) = (Arc::new(Inbox::new()), Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
@@ -199,8 +222,8 @@ async fn serve(
     let end = driver.run(Sources { links, requests, notices, fast: begun.inputs, asks, kept, orders }, stop).await;
     // The driver is gone and with it the sender: the keeper writes what is left and ends.
     finished(keeper.await);
-    drop((tasks, links_thread));
-    peer::finish(end, &state, me)
+    drop(links_thread);
+    Ok(end)
 }
 
 fn quic_config(

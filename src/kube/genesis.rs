@@ -3,29 +3,29 @@
 //! ```text
 //! no ConfigMap ──create──▶ {space U, founder me, members [me]} ──▶ the founder begins U, alone (`core/ipam/outside`)
 //!                          joiner ──update──▶ members + me ──▶ takes U from whoever tells of it, joins by votes of its members
-//!                          founder and all members gone for good, before anybody else could belong ──update──▶ {space U', founder me, members [me]}
+//!                          all members gone for good, and none that could belong is left ──update──▶ {space U', founder me, members [me]}
 //! ```
 //! # Why no address is given out twice
-//! *One space begins once.* Its number is drawn anew for each create and takeover, and the API lets one of them win. Only the founder named there begins it, and it
-//! is told so only after it read its own name there. Its identity lives in the directory that its addresses are in: a founder that lost them has lost its
-//! name as well, and is not the founder. One that stopped between the decision and its disk begins the same space again, which nobody has heard of yet.
+//! *One space begins once.* Its number is drawn anew for each create and takeover, and the API lets one of them win. Only the founder named there begins it,
+//! and it is told so only after it read its own name there. Its identity lives in the directory that its addresses are in: a founder that lost them has lost
+//! its name as well, and is not the founder. One that stopped between the decision and its disk begins the same space again, which nobody has heard of yet.
 //!
-//! *Whoever may own an address of U stands in the ConfigMap.* A peer neither takes U nor asks to be let in before it read its own name there (or read that the
-//! list is closed), and only members give addresses away. So the list holds everybody that could own an address of U; more may stand there than do.
+//! *Whoever may own an address of U stands in the ConfigMap.* A peer neither takes U nor asks to be let in before it read its own name there (or read that
+//! the list is closed), and only members give addresses away. So the list holds everybody that could own an address of U; more may stand there than do.
 //!
-//! *U is replaced only when nobody of it lives.* A takeover wants each name on the list to be gone for good ([`super::nodes::Fate`]: its Node deleted, or another
-//! peer in its place with no container around), and writes by compare-and-set against the very list that it judged: who adds itself meanwhile wins, and the
-//! takeover fails. A closed list (longer than [`MEMBERS_MAX`], or written for a space that was there before) is never taken over: `kubectl delete configmap`
-//! is for people to say, when they know that all its peers are gone.
+//! *U is replaced only when nobody of it lives.* A takeover wants each name on the list to be gone for good ([`super::nodes::Fate`]: its Node deleted, or
+//! another peer in its place with no container around), and writes by compare-and-set against the very list that it judged: who adds itself meanwhile wins,
+//! and the takeover fails. A closed list (longer than [`MEMBERS_MAX`], or written for a space that was there before) is never taken over: `kubectl delete
+//! configmap` is for people to say, when they know that all its peers are gone.
 //!
 //! *A founder that died before it let anybody in* leaves joiners on the list that wait for each other. Each that was not let in, hears of nobody that was and
-//! finds the founder gone takes back its leave to join and strikes itself out; the one with the lowest id stays until it is alone, and takes over. Who
-//! is a member does not do so, and its name then stops the takeover.
+//! finds the founder gone takes back its leave to join and strikes itself out; the one with the lowest id stays until it is alone, and takes over. Who is a
+//! member does not do so, and its name then stops the takeover.
 //!
 //! *The API is away:* nobody begins, nobody joins for the first time. Who belongs already needs nothing of this, ever again.
 //!
-//! *The ConfigMap was deleted:* members write it again, closed. A newcomer that finds none looks whether a Node bears the mark of a space, or a peer tells of one:
-//! then it waits for them. What remains is deletion while all members are stopped and the Nodes' marks are gone too: then there is nothing to go by.
+//! *The ConfigMap was deleted:* members write it again, closed. A newcomer that finds none looks whether a Node bears the mark of a space, or a peer tells of
+//! one: then it waits for them. What remains is deletion while all members are stopped and the Nodes' marks are gone too: then there is nothing to go by.
 
 use meshnet_proto::ShortId;
 use serde::{Deserialize, Serialize};

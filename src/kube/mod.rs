@@ -1,19 +1,19 @@
-//! `meshd --kubernetes`: what meshd asks of the cluster's API and does by it. The secret, whom to connect to, who begins with the addresses, whose addresses come
-//! back, and what the Node object says of this machine's network.
+//! `meshd --kubernetes`: what meshd asks of the cluster's API and does by it. The secret, whom to connect to, who begins with the addresses, whose addresses
+//! come back, and what the Node object says of this machine's network.
 //!
 //! ```text
 //! credentials ─▶ client ─┬─ secret   at the first start: read, or made by the first
 //!                        ├─ watch ─▶ nodes (pure): targets, who is gone for good
 //!                        └─ agent ─▶ genesis (pure): which address space; mark and condition on the own Node
 //! ```
-//! The objects: Secret `meshnet`, ConfigMap `meshnet-genesis` (in the pod's namespace), annotations `meshnet/…` and the condition `NetworkUnavailable` of the own
-//! Node. Rights: nodes get, list, watch; nodes/status patch; secrets and configmaps create, get, and for the ConfigMap update.
+//! The objects: Secret `meshnet`, ConfigMap `meshnet-genesis` (in the pod's namespace), annotations `meshnet/…` and the condition `NetworkUnavailable` of the
+//! own Node. Rights: nodes get, list, watch; nodes/status patch; secrets and configmaps create, get, and for the ConfigMap update.
 //!
-//! **The API may be away** at any time: the secret, the nodes and who was where are kept in the state directory ([`Kept`]), addresses are the business of
-//! the peers alone once they belong, and nobody is taken for gone who is not seen to be gone. Only the very first start of a machine waits for it.
+//! **The API may be away** at any time: the secret, the nodes and who was where are kept in the state directory ([`Kept`]), addresses are the business of the
+//! peers alone once they belong, and nobody is taken for gone who is not seen to be gone. Only the very first start of a machine waits for it.
 //!
-//! May use: core types, proto. Deliberately lacks: the secret's meaning, the state directory's files and the node (the daemon hands them in), pods and services
-//! (nothing is watched one by one), leader election (whoever acts, the peers decide; see `nodes`).
+//! May use: core types, proto. Deliberately lacks: the secret's meaning, the state directory's files and the node (the daemon hands them in), pods and
+//! services (nothing is watched one by one), leader election (whoever acts, the peers decide; see `nodes`).
 
 pub mod agent;
 pub mod client;
