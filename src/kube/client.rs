@@ -342,3 +342,6 @@ const WORDS_MAX: usize = 300;
 /// Silence after which the connection of a watch is tried, and between tries.
 const ALIVE_AFTER: Duration = Duration::from_secs(30);
 const ALIVE_EVERY: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

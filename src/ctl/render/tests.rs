@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use meshnet_proto::PeerId;
 use meshnet_proto::api::{
-    Lease, LinkState, MacEntry, Peer, Problem, Route, Share, Status, Topology, TopologyLink, TopologyPeer, Trace,
+    Kubernetes, Lease, LinkState, MacEntry, Peer, Problem, Route, Share, Status, Topology, TopologyLink, TopologyPeer,
+    Trace,
 };
 
 use super::text::{Style, age, bytes, clean, cut, number, rtt, width};
@@ -37,6 +38,22 @@ fn golden(name: &str, text: &str) {
     }
     let wanted = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(wanted == text, "{name} differs; REWRITE=1 writes it anew.\nwanted:\n{wanted}\ngot:\n{text}");
+}
+
+/// A node of a cluster whose API went away, with nodes that are gone.
+fn in_kubernetes() -> Status {
+    let mut status = alone();
+    status.kubernetes = Some(Kubernetes {
+        state: "away".into(),
+        api: "https://10.96.0.1:443".into(),
+        node: "n1".into(),
+        nodes: 12,
+        peers: 11,
+        reason: "connection refused".into(),
+        heard_s: Some(90),
+        removing: vec!["n7".into(), "n8".into()],
+    });
+    status
 }
 
 /// A mesh where nothing is wrong and nobody else is there.
@@ -115,6 +132,9 @@ fn hostile() -> Status {
     status.ipam.subnet = name.into();
     status.ipam.state = name.into();
     status.device.bridge = name.into();
+    let text = || String::from(name);
+    let (state, api, node, reason) = (text(), text(), text(), text());
+    status.kubernetes = Some(Kubernetes { state, api, node, reason, removing: vec![text()], ..Kubernetes::default() });
     status.device.exposed = vec![name.into()];
     status
 }
@@ -135,6 +155,7 @@ fn screens() {
     golden("status-colour.txt", &status::screen(COLOUR, &sample()));
     golden("status-alone.txt", &status::screen(PLAIN, &alone()));
     golden("status-waiting.txt", &status::screen(PLAIN, &waiting()));
+    golden("status-kubernetes.txt", &status::screen(PLAIN, &in_kubernetes()));
     golden("status-many.txt", &status::screen(PLAIN, &many_shares()));
     golden("status-hostile.txt", &status::screen(PLAIN, &hostile()));
 }

@@ -277,3 +277,31 @@ fn help_and_version_are_no_errors() {
     let version = print("--version");
     assert!(version.starts_with(&format!("meshd {} (", env!("CARGO_PKG_VERSION"))), "{version}");
 }
+
+#[test]
+fn kubernetes_needs_no_secret_and_takes_one_that_is_given() {
+    let settings = run(&["--kubernetes"], &[]).unwrap();
+    assert!(settings.secret_from_api && settings.secret_file.is_none());
+    let kubernetes = settings.kubernetes.unwrap();
+    assert_eq!((kubernetes.api, kubernetes.node_gone), (None, Duration::from_secs(300)));
+    assert_eq!(kubernetes.credentials, PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount"));
+    let settings = run(&["--secret-file", "s"], &[("MESHD_KUBERNETES", "true")]).unwrap();
+    assert!(!settings.secret_from_api && settings.secret_file.is_some() && settings.kubernetes.is_some());
+    let settings = run(&["--kubernetes", "--no-secret"], &[]).unwrap();
+    assert!(!settings.secret_from_api && settings.secret_file.is_none());
+    let all = ["--kubernetes", "--kubernetes-api", "https://10.0.0.1:6443", "--kubernetes-node-gone", "60"];
+    let kubernetes = run(&all, &[]).unwrap().kubernetes.unwrap();
+    assert_eq!(kubernetes.api.unwrap().url(), "https://10.0.0.1:6443");
+    assert_eq!(kubernetes.node_gone, Duration::from_secs(60));
+    let line = run(&["--kubernetes", "--kubernetes-api", "10.0.0.1"], &[]).unwrap_err().line;
+    assert!(line.contains("'10.0.0.1' is wrong for --kubernetes-api: https://HOST:PORT is wanted"), "{line}");
+    let line = run(&["--kubernetes", "--kubernetes-node-gone", "0"], &[]).unwrap_err().line;
+    assert!(line.contains("a number from 1 to"), "{line}");
+}
+
+#[test]
+fn settings_of_kubernetes_alone_are_warned_about() {
+    let settings = flags(&["--kubernetes-node-gone", "60"]).unwrap();
+    assert!(settings.kubernetes.is_none());
+    assert_eq!(settings.warnings, ["--kubernetes-node-gone has no effect without --kubernetes"]);
+}

@@ -235,3 +235,46 @@ fn a_kill_at_any_point_leaves_old_or_new() {
 }
 
 const CHILD: &str = "MESHNET_TEST_STATE_CHILD";
+
+#[test]
+fn what_the_api_said_outlives_a_restart() {
+    use crate::kube::{Keep, Kept, Left};
+    let dir = Scratch::new("state");
+    let kept = Kept {
+        nodes: [("n1".to_owned(), vec!["10.0.0.1".parse().unwrap()])].into_iter().collect(),
+        seen: [("0102030405060708".to_owned(), "n1".to_owned())].into_iter().collect(),
+        left: Some(Left { peer: "x".into(), interfaces: vec![(7, "veth7".into())] }),
+    };
+    {
+        let state = StateDir::open(dir.path()).unwrap();
+        assert_eq!((state.cluster_secret().unwrap(), state.cluster()), (None, Kept::default()));
+        state.keep_cluster_secret("a secret of the cluster\n").unwrap();
+        state.keep(&kept).unwrap();
+    }
+    let state = StateDir::open(dir.path()).unwrap();
+    assert_eq!(state.cluster_secret().unwrap().as_deref(), Some("a secret of the cluster"));
+    assert_eq!(state.cluster(), kept);
+    assert_eq!(mode(&dir.path().join("kubernetes-secret")), 0o600);
+    fs::write(dir.path().join("kubernetes.json"), "{").unwrap();
+    assert_eq!(state.cluster(), Kept::default());
+    assert!(dir.path().join("kubernetes.json.bad").exists());
+}
+
+#[test]
+fn a_successor_tells_that_it_waits_and_has_its_turn() {
+    let dir = Scratch::new("state");
+    let first = StateDir::open(dir.path()).unwrap();
+    let path = dir.path().to_owned();
+    let next = std::thread::spawn(move || StateDir::open_as_successor(&path, Duration::from_secs(60)).map(drop));
+    let start = Instant::now();
+    while !dir.path().join("successor").exists() {
+        assert!(start.elapsed() < Duration::from_secs(30), "nobody waits");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(first);
+    next.join().unwrap().unwrap();
+    assert!(!dir.path().join("successor").exists());
+    let _first = StateDir::open(dir.path()).unwrap();
+    let refused = StateDir::open_as_successor(dir.path(), Duration::from_millis(50)).unwrap_err();
+    one_line(&refused, "is in use by another meshd", dir.path());
+}
