@@ -27,9 +27,13 @@ kc() { outside "$BIN/kubectl" --request-timeout=60s "$@"; }
 # A command in all namespaces of a node: on_node n1 COMMAND...
 on_node() { "$HERE/node" exec "$@"; }
 nodes() { seq -f 'n%g' "$(cat "$RUN/nodes")"; }
-# wait_for SECONDS COMMAND...: until it succeeds; fails when the time is up.
+# wait_for SECONDS COMMAND...: until it succeeds; when the time is up, fails and says what COMMAND said last.
 wait_for() {
-  local end=$((SECONDS + $1)); shift
-  until "$@" >/dev/null 2>&1; do [ "$SECONDS" -lt "$end" ] || return 1; sleep 0.2; done
+  local end=$((SECONDS + $1)) said
+  shift
+  until said=$("$@" 2>&1); do
+    if [ "$SECONDS" -ge "$end" ]; then echo "$said"; return 1; fi
+    sleep 0.2
+  done
 }
 now_ms() { date +%s%3N; }
