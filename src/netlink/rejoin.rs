@@ -25,7 +25,8 @@ impl Netlink {
         Ok(joined)
     }
 
-    /// Interfaces of containers and virtual machines that are on `bridge`, or that [`Netlink::attach`] or [`Netlink::plug`] made for it and that wait for it: numbers and names.
+    /// Interfaces of containers and virtual machines that are on `bridge`, or that [`Netlink::attach`] or [`Netlink::plug`] made for it and that
+    /// wait for it: numbers and names.
     pub async fn containers(&self, bridge: &str) -> Result<Vec<(u32, String)>, Error> {
         let (links, ours) = (self.links().await?, super::attach::port_alias(bridge));
         let index = links.iter().find(|link| link.name == bridge).map(|link| link.index);
