@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -121,28 +121,34 @@ pub fn install(options: &Install) -> Result<()> {
     Ok(())
 }
 
-/// Takes away what [`install`] put there.
+/// Takes away what [`install`] put there. Everything is tried; what fails is named.
 pub fn uninstall(options: &Uninstall) -> Result<()> {
     let Dirs { bin_dir, conf_dir, conf_name } = &options.dirs;
-    let remove = |place: PathBuf| -> Result<()> {
-        match fs::remove_file(&place) {
-            Ok(()) => eprintln!("mesh-cni: {} is removed", place.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context(place.display().to_string()),
+    let remove = |place: PathBuf| match fs::remove_file(&place) {
+        Ok(()) => {
+            eprintln!("mesh-cni: {} is removed", place.display());
+            Ok(())
         }
-        Ok(())
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).context(place.display().to_string()),
     };
     // No runtime shall find a configuration whose plugin is gone.
-    remove(conf_dir.join(conf_name))?;
-    for name in read_record(bin_dir) {
-        remove(bin_dir.join(name))?;
+    let mut done = vec![remove(conf_dir.join(conf_name))];
+    done.extend(read_record(bin_dir).into_iter().map(|name| remove(bin_dir.join(name))));
+    if done.iter().all(Result::is_ok) {
+        done.push(remove(bin_dir.join(RECORD)));
     }
-    remove(bin_dir.join(RECORD))?;
-    if options.devices {
-        stopped(&options.socket)?;
-        uproot(&options.bridge)?;
+    let stopped = if options.devices { stopped(&options.socket) } else { Ok(()) };
+    // What a meshd uses that still runs is left alone.
+    if stopped.is_ok() {
+        if options.devices {
+            done.push(uproot(&options.bridge));
+        }
+        done.extend(options.empty.iter().map(|dir| empty(dir).with_context(|| dir.display().to_string())));
     }
-    options.empty.iter().try_for_each(|dir| empty(dir).with_context(|| dir.display().to_string()))
+    done.push(stopped);
+    let failed: Vec<String> = done.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    if failed.is_empty() { Ok(()) } else { Err(anyhow!("{}", failed.join("; "))) }
 }
 
 /// Waits for the end of meshd: in a cluster it is told to stop just before.

@@ -121,9 +121,13 @@ impl Look {
             info!(settings = changed.join(", "), "set for containers");
         }
         problems.extend(lacking.into_iter().filter_map(|lacking| self.lacks(lacking)));
-        match nat::dropping_chain(&self.bridge) {
-            Ok(Some(chain)) => problems.push(Problem {
-                what: format!("the chain '{chain}' of nftables drops what it does not know, and knows nothing of {}", self.bridge),
+        let dropping = nat::dropping_chain(&self.bridge).and_then(|chain| match chain {
+            Some(chain) => Ok(Some(format!("the chain '{chain}' of nftables"))),
+            None => Ok(nat::dropping_policy(&self.bridge)?.then(|| "the policy of FORWARD of iptables-legacy".into())),
+        });
+        match dropping {
+            Ok(Some(who)) => problems.push(Problem {
+                what: format!("{who} drops what it does not know, and knows nothing of {}", self.bridge),
                 remedy: format!(
                     "if containers reach nobody: iptables -P FORWARD ACCEPT, or iptables -I FORWARD -i {0} -j ACCEPT and -o {0}",
                     self.bridge

@@ -15,6 +15,8 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 
+use crate::sys::iptables;
+
 use super::nft::{
     ACCEPT, Batch, EQ, GTE, IP, LTE, NEW_CHAIN, NEW_RULE, NLM_F_APPEND, NLM_F_CREATE, attribute, compare, expression,
     find, list, load, nested, number, source, text, transact, value, verdict,
@@ -112,6 +114,29 @@ fn is(bytes: &[u8], text: &str) -> bool {
     bytes.strip_suffix(&[0]) == Some(text.as_bytes())
 }
 
+/// The same of the old iptables, where it is in use.
+pub fn dropping_policy(bridge: &str) -> io::Result<bool> {
+    let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+    if !tables.lines().any(|table| table == "filter") {
+        return Ok(false);
+    }
+    let table = iptables::filter()?;
+    Ok(drops(&table) && !knows(&table.rules, bridge))
+}
+
+/// The rule at the end of FORWARD is its policy: after `ipt_entry`, which says where, a target of 32 bytes and its verdict.
+fn drops(table: &iptables::Table) -> bool {
+    let entry = table.rules.get(table.forward_policy..).unwrap_or_default();
+    let target = entry.get(88..90).and_then(|two| two.try_into().ok()).map(u16::from_ne_bytes).map(usize::from);
+    let verdict = target.and_then(|at| entry.get(at + 32..at + 36)).and_then(|four| four.try_into().ok());
+    // Verdicts are kept as their negative, less one.
+    verdict.map(i32::from_ne_bytes) == Some(-1)
+}
+
+fn knows(rules: &[u8], bridge: &str) -> bool {
+    rules.windows(bridge.len() + 1).any(|part| part.strip_suffix(&[0]) == Some(bridge.as_bytes()))
+}
+
 /// A chain of somebody else through which forwarded packets must pass, that drops what no rule of it accepts, and that has no rule about this bridge.
 pub fn dropping_chain(bridge: &str) -> io::Result<Option<String>> {
     for (family, words) in [(IP, "ip"), (INET, "inet")] {
@@ -128,7 +153,7 @@ pub fn dropping_chain(bridge: &str) -> io::Result<Option<String>> {
             let about = |rule: &Vec<u8>| {
                 let ours = find(rule, 1).is_some_and(|bytes| is(bytes, &table))
                     && find(rule, 2).is_some_and(|bytes| is(bytes, &name));
-                ours && rule.windows(bridge.len() + 1).any(|part| part.strip_suffix(&[0]) == Some(bridge.as_bytes()))
+                ours && knows(rule, bridge)
             };
             if !list(GET_RULE, family, &here)?.iter().any(about) {
                 return Ok(Some(format!("{words} {table} {name}")));
@@ -277,6 +302,32 @@ mod tests {
             assert_eq!(dropping_chain("mesh0").unwrap(), None);
             nft("add table inet fw; add chain inet fw f { type filter hook forward priority 0; policy drop; }");
             assert_eq!(dropping_chain("mesh0").unwrap().as_deref(), Some("inet fw f"));
+        };
+        lab::netns().run(apart).unwrap();
+    }
+
+    #[test]
+    fn the_old_iptables_are_looked_at_where_they_are_in_use() {
+        let apart = || {
+            let iptables = |arguments: &str| {
+                let mut command = Command::new("iptables-legacy");
+                command.args(arguments.split_whitespace()).status().is_ok_and(|status| status.success())
+            };
+            assert!(!dropping_policy("mesh0").unwrap());
+            let tables = || std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+            assert_eq!(tables(), "", "looking loads nothing");
+            if !iptables("-w -P FORWARD DROP") {
+                println!("this kernel has no legacy iptables");
+                return;
+            }
+            assert!(dropping_policy("mesh0").unwrap());
+            assert!(iptables("-w -A FORWARD -i mesh01 -j ACCEPT"));
+            assert!(dropping_policy("mesh0").unwrap(), "another bridge");
+            assert!(iptables("-w -A FORWARD -i mesh0 -j ACCEPT"));
+            assert!(!dropping_policy("mesh0").unwrap());
+            assert!(iptables("-w -F FORWARD") && iptables("-w -P FORWARD ACCEPT"));
+            assert!(iptables("-w -P INPUT DROP"));
+            assert!(!dropping_policy("mesh0").unwrap(), "INPUT is not FORWARD");
         };
         lab::netns().run(apart).unwrap();
     }
