@@ -58,7 +58,7 @@ fn this_peer(text: &mut String, style: Style, status: &Status) {
 /// The cluster's API in one line.
 fn cluster(kubernetes: &Kubernetes) -> String {
     let Kubernetes { state, api, node, nodes, peers, reason, heard_s, removing } = kubernetes;
-    let mut line = format!("  kubernetes {state}  node {node}  nodes {nodes}, {peers} of them with a peer  api {api}");
+    let mut line = format!("  kubernetes {state}  node {node}  {nodes} nodes, {peers} with a peer");
     match heard_s {
         Some(seconds) if state != "ok" => drop(write!(line, "  heard {} ago", age(*seconds))),
         None => line.push_str("  never heard"),
@@ -67,6 +67,7 @@ fn cluster(kubernetes: &Kubernetes) -> String {
     if !removing.is_empty() {
         let _ = write!(line, "  removing {}", removing.join(" "));
     }
+    let _ = write!(line, "  api {api}");
     if !reason.is_empty() {
         let _ = write!(line, "  ({reason})");
     }
