@@ -94,10 +94,7 @@ fn rules(wanted: &Masquerade) -> (Vec<Vec<u8>>, [u8; 8]) {
         rules.push(whole(&[between(12, &wanted.range), between(16, net), verdict(ACCEPT)]));
     }
     rules.push(whole(&[out(NEQ), between(12, &wanted.range), masquerade()]));
-    let hash = rules
-        .iter()
-        .flatten()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = super::fnv1a(rules.iter().flatten().copied());
     (rules, hash.to_be_bytes())
 }
 

@@ -359,9 +359,7 @@ fn not_ours(link: &Link) -> Error {
 
 /// The port of an owner: at most 15 bytes, the same at each call.
 pub fn port_name(owner: &str) -> String {
-    let hash = owner
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = super::fnv1a(owner.bytes());
     // 48 bits: of 250 containers on a machine, two meet in one of 10^10 cases, and then the alias tells them apart.
     format!("{PREFIX}{:012x}", hash & 0xffff_ffff_ffff)
 }
